@@ -1,0 +1,124 @@
+"""Turns a stage's `Config` into command-line options, so that each field is described once.
+
+A nested config's fields become options of the same command. Only values typed by the user reach
+the config: what is left out comes from `--config FILE`, then from the field's default.
+"""
+
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Config, ConfigError, read_mapping
+
+C = TypeVar("C", bound=Config)
+Command = Callable[..., Any]
+
+
+def config_options(cls: type[Config], *, arguments: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Add `--config FILE` and one option for each field of `cls`.
+
+    Args:
+        cls: the stage's config.
+        arguments: fields taken as positional arguments, in this order.
+    """
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(list(_leaves(cls))):
+            if name not in arguments:
+                command = _option(name, field)(command)
+        command = click.option(
+            "--config",
+            "config_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="YAML or JSON file with any of these options; flags win over it.",
+        )(command)
+        for name in reversed(arguments):
+            command = click.argument(name, required=False)(command)
+        return command
+
+    return decorate
+
+
+def build_config(cls: type[C], context: click.Context, **fixed: Any) -> C:
+    """Build `cls` from the config file and the flags the user typed.
+
+    Raises:
+        ConfigError: with every problem at once.
+    """
+    file = context.params.get("config_file")
+    values: dict[str, Any] = read_mapping(file) if file else {}
+    for name, value in context.params.items():
+        if context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+            _place(cls, values, name, value)
+    return cls.build(values | fixed)
+
+
+def _place(cls: type[BaseModel], values: dict[str, Any], name: str, value: Any) -> None:
+    if name in cls.model_fields:
+        values[name] = value
+        return
+    for outer, field in cls.model_fields.items():
+        nested = _nested(field)
+        if nested is not None and name in dict(_leaves(nested)):
+            inner = values.setdefault(outer, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{outer} must be a mapping, not {inner!r}")
+            _place(nested, inner, name, value)
+            return
+
+
+def _leaves(cls: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in cls.model_fields.items():
+        nested = _nested(field)
+        if nested is None:
+            yield name, field
+        else:
+            yield from _leaves(nested)
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = _without_none(field.annotation)
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        kept = [option for option in get_args(annotation) if option is not type(None)]
+        return kept[0] if len(kept) == 1 else str
+    return annotation
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    annotation = _without_none(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    help_text = " ".join((field.description or "").split())
+    default = field.get_default(call_default_factory=not field.default_factory_takes_validated_data)
+    if not field.is_required() and default not in (None, (), ""):
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        help_text += f"  [default: {shown}]"
+    if annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+    settings: dict[str, Any] = {"type": annotation, "help": help_text, "default": None}
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is tuple and args[-1] is Ellipsis:
+        settings |= {"type": _scalar(args[0]), "multiple": True}
+    elif origin is tuple:
+        settings |= {"type": _scalar(args[0]), "nargs": len(args)}
+    else:
+        settings["type"] = _scalar(annotation)
+    return click.option(flag, name, **settings)
+
+
+def _scalar(annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return click.Choice([str(choice) for choice in get_args(annotation)])
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return click.Path(path_type=Path)
+    return annotation if annotation in (int, float, str) else str
