@@ -1,0 +1,1 @@
+"""Task families: loss, metrics and presets of classification and regression."""

@@ -1,0 +1,1 @@
+"""How examples are read: configuration, tables, sources, labels, splits. See `pipeline.data`."""

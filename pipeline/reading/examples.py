@@ -1,0 +1,218 @@
+"""Rows become examples: texts are checked, labels become class indices or scores.
+
+Unusable rows are errors that name the file and the lines, unless `bad_rows` is "drop".
+"""
+
+import logging
+import math
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from pipeline.inputs import TextInput
+from pipeline.reading.config import DataConfig
+from pipeline.reading.sources import Source
+from pipeline.reading.tables import DataError
+
+logger = logging.getLogger(__name__)
+
+LINES_SHOWN = 5
+
+
+class Example(NamedTuple):
+    """One row: its inputs (two for a pair encoded separately) and its target."""
+
+    id: str
+    inputs: tuple[TextInput, ...]
+    target: int | float | None
+    """Class index, score, or None where the label is hidden."""
+
+
+class _LeftOutError(Exception):
+    """The row is left out on purpose (its value is within `label_margin`)."""
+
+
+class _BadRowError(Exception):
+    """The row is unusable; the message is the reason."""
+
+
+def label_names(source: Source, config: DataConfig) -> tuple[str, ...] | None:
+    """Return the class names in order, None for regression; `source` holds the training rows.
+
+    Raises:
+        DataError: the training rows show fewer than two classes.
+    """
+    if config.kind == "regression":
+        return None
+    if config.label_names is not None:
+        return config.label_names
+    if config.label_threshold is not None:
+        return ("negative", "positive")
+    if config.preset is not None:
+        return config.preset.labels
+    column = source.columns.label
+    if stated := source.table.class_names.get(source.table.find(column) or ""):
+        return stated
+    found = {name for value in source.table.values(column) if (name := _plain(value)) is not None}
+    if len(found) < 2:
+        raise DataError(
+            f"{source.table.source} column {column!r} shows {len(found)} class(es) "
+            f"({', '.join(sorted(found))}); a classification needs at least two"
+        )
+    return tuple(
+        sorted(found, key=lambda name: (not _is_int(name), _is_int(name) and int(name), name))
+    )
+
+
+def read_examples(
+    source: Source,
+    split: str,
+    labels: tuple[str, ...] | None,
+    config: DataConfig,
+    *,
+    may_hide: bool = False,
+) -> list[Example]:
+    """Turn the rows of `source` into examples named "split/number".
+
+    Args:
+        source: a table and where its fields are.
+        split: first part of the examples' identifiers.
+        labels: class names, None for regression.
+        config: the data set's configuration.
+        may_hide: whether the targets may all be absent (a test file for predictions).
+
+    Raises:
+        DataError: rows are unusable; the message names the file and the lines.
+    """
+    table, columns = source.table, source.columns
+    texts = table.values(columns.text)
+    pairs = [None] * len(texts) if columns.text_pair is None else table.values(columns.text_pair)
+    values = _label_values(source, labels, may_hide)
+    ids = range(len(texts)) if config.id is None else table.values(config.id)
+    examples: list[Example] = []
+    bad: dict[str, list[int]] = defaultdict(list)
+    if table.ragged:
+        bad[f"not {len(table.columns)} fields"] = list(table.ragged)
+    skipped = 0
+    for number, name, text, pair, value in zip(
+        table.numbers, ids, texts, pairs, values, strict=True
+    ):
+        try:
+            inputs = _inputs(text, pair, columns.text_pair is not None, config.pair)
+            target = None if value is _HIDDEN else _target(value, labels, config)
+            examples.append(Example(f"{split}/{name}", inputs, target))
+        except _BadRowError as reason:
+            bad[str(reason)].append(number)
+        except _LeftOutError:
+            skipped += 1
+    _report_bad(table.source, bad, config)
+    if skipped:
+        logger.info("%s: %d rows within the label margin left out", table.source, skipped)
+    _check_ids(table.source, examples)
+    return examples
+
+
+_HIDDEN = object()
+
+
+def _label_values(source: Source, labels: tuple[str, ...] | None, may_hide: bool) -> list[Any]:
+    """Return the label column; all `_HIDDEN` if a test file hides every label."""
+    table, column = source.table, source.columns.label
+    if may_hide and table.find(column) is None:
+        return [_HIDDEN] * len(table.rows)
+    values = table.values(column)
+    if may_hide and all(hides_label(value, labels) for value in values):
+        return [_HIDDEN] * len(values)
+    return values
+
+
+def hides_label(value: Any, labels: tuple[str, ...] | None) -> bool:
+    """Whether a test label is a placeholder: missing, or -1 where that is no class."""
+    name = _plain(value)
+    return name is None or (name in ("-1", "-1.0") and (labels is None or name not in labels))
+
+
+def _inputs(text: Any, pair: Any, is_pair: bool, mode: str) -> tuple[TextInput, ...]:
+    first = _text(text, "the text")
+    if not is_pair:
+        return (TextInput(first),)
+    second = _text(pair, "the second text")
+    if mode == "separate":
+        return TextInput(first), TextInput(second)
+    return (TextInput(first, second),)
+
+
+def _text(value: Any, what: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise _BadRowError(f"{what} is missing")
+    text = value if isinstance(value, str) else str(value)
+    if not text.strip():
+        raise _BadRowError(f"{what} is empty")
+    return text
+
+
+def _target(value: Any, labels: tuple[str, ...] | None, config: DataConfig) -> int | float:
+    name = _plain(value)
+    if name is None:
+        raise _BadRowError("the label is missing")
+    if labels is None:
+        return _number(name)
+    if config.label_threshold is not None:
+        distance = _number(name) - config.label_threshold
+        if config.label_margin and abs(distance) <= config.label_margin:
+            raise _LeftOutError
+        return int(distance > 0)
+    if name in labels:
+        return labels.index(name)
+    if _is_int(name) and 0 <= int(name) < len(labels) and not any(map(_is_int, labels)):
+        return int(name)
+    raise _BadRowError(f"unknown label {name!r} (known: {', '.join(labels)})")
+
+
+def _number(name: str) -> float:
+    try:
+        number = float(name)
+    except ValueError:
+        raise _BadRowError(f"the label {name!r} is not a number") from None
+    if not math.isfinite(number):
+        raise _BadRowError(f"the label {name!r} is not finite")
+    return number
+
+
+def _plain(value: Any) -> str | None:
+    """Return a label as text, 1.0 as "1"; None if it is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
+
+
+def _is_int(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _report_bad(source: str, bad: dict[str, list[int]], config: DataConfig) -> None:
+    if not bad:
+        return
+    count = sum(map(len, bad.values()))
+    reasons = "; ".join(f"{reason}: line {_lines(lines)}" for reason, lines in bad.items())
+    if config.bad_rows == "error":
+        raise DataError(
+            f"{source}: {count} unusable row(s): {reasons}. Correct them, or set "
+            "`bad_rows: drop` to leave them out"
+        )
+    logger.warning("%s: %d unusable row(s) left out: %s", source, count, reasons)
+
+
+def _lines(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:LINES_SHOWN]))
+    return shown if len(lines) <= LINES_SHOWN else f"{shown} and {len(lines) - LINES_SHOWN} more"
+
+
+def _check_ids(source: str, examples: list[Example]) -> None:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            name = example.id.partition("/")[2]
+            raise DataError(f"{source}: the id {name!r} appears twice; drop `id` or correct it")
+        seen.add(example.id)
