@@ -1,0 +1,57 @@
+"""A store of activations: Zarr v3, written once in whole shards, read straight from the file.
+
+Knows arrays, rows and taps; no models and no tasks. The format is described in
+docs/cache-format.md.
+"""
+
+from .chunks import Verify
+from .errors import (
+    ActivationOverflow,
+    CacheDamaged,
+    CacheError,
+    CacheFull,
+    CacheIncomplete,
+    CacheLocked,
+    CacheNotFound,
+    CacheVersionError,
+    FingerprintMismatch,
+    InvalidTap,
+    ShardMisaligned,
+)
+from .fingerprint import Fingerprint
+from .layout import CacheLayout, plan_layout
+from .loader import Batch, Loader
+from .reader import Cache
+from .shard import ShardBuffer
+from .spec import Kind, StorageType, TapSpec
+from .verify import VerifyReport, info, verify
+from .writer import CacheWriter
+
+__all__ = [
+    "ActivationOverflow",
+    "Batch",
+    "Cache",
+    "CacheDamaged",
+    "CacheError",
+    "CacheFull",
+    "CacheIncomplete",
+    "CacheLayout",
+    "CacheLocked",
+    "CacheNotFound",
+    "CacheVersionError",
+    "CacheWriter",
+    "Fingerprint",
+    "FingerprintMismatch",
+    "InvalidTap",
+    "Kind",
+    "Loader",
+    "ShardBuffer",
+    "ShardMisaligned",
+    "StorageType",
+    "TapSpec",
+    "Verify",
+    "VerifyReport",
+    "info",
+    "plan_layout",
+    "verify",
+]

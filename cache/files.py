@@ -1,0 +1,160 @@
+"""Files that survive a crash: atomic writes, the writer's lock, clear errors for a full disk.
+
+A file appears under its name only when all its bytes are on the disk: temporary name, fsync,
+rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from .errors import CacheDamaged, CacheFull, CacheLocked
+from .spec import Bytes
+
+PARTIAL = ".partial"
+"""Suffix of a file that is being written; leftovers are removed when a writer resumes."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def crc32c(data: bytes | Bytes) -> int:
+    """Return the CRC-32C of contiguous bytes."""
+    value: int = google_crc32c.value(data)
+    return value
+
+
+def with_crc(data: bytes) -> bytes:
+    """Return `data` followed by its CRC-32C, little-endian: Zarr's `crc32c` codec."""
+    return data + crc32c(data).to_bytes(4, "little")
+
+
+@contextmanager
+def room_needed(path: Path) -> Iterator[None]:
+    """Turn "no space left", "over quota" and "file too large" into `CacheFull` naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise CacheFull(
+            f"no room for {path}: {error.strerror}. Finished shards are safe: free space (or raise "
+            "the limit) and run the same command again to resume"
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes | Bytes) -> None:
+    """Put `data` under `path` whole or not at all, on the disk before the call returns.
+
+    Raises:
+        CacheFull: no space left; nothing remains of the attempt.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with room_needed(path):
+        try:
+            with partial.open("wb", buffering=0) as file:
+                _write_all(file.fileno(), data)
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def append_synced(path: Path, data: bytes) -> None:
+    """Append `data` to `path`, on the disk before the call returns; undone if that fails."""
+    with room_needed(path), path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            _write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def _write_all(fd: int, data: bytes | Bytes) -> None:
+    view = memoryview(data) if isinstance(data, bytes) else data.data
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def make_folders(path: Path) -> None:
+    """Create `path` and its missing parents, durably."""
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    with room_needed(path):
+        path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_exact(path: Path, size: int) -> Bytes:
+    """Read a whole file whose size is known; nothing is allocated for a wrong one.
+
+    Raises:
+        CacheDamaged: missing, or another size.
+    """
+    found = file_size(path)
+    if found != size:
+        raise CacheDamaged(f"{path} holds {found} bytes instead of {size}; extract the cache again")
+    return np.fromfile(path, dtype=np.uint8)
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        CacheDamaged: there is no such file.
+    """
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheDamaged(
+            f"{path} is missing; extract again into this folder to restore it"
+        ) from error
+
+
+class WriterLock:
+    """The right to write one cache: `flock` on an empty file, gone with the process that held it.
+
+    Raises:
+        CacheLocked: another writer holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise CacheLocked(
+                f"{path.parent} is being written by another process; wait until it ends, or stop "
+                "it and run again: finished shards are kept"
+            ) from error
+
+    @property
+    def held(self) -> bool:
+        """Whether this object still holds the lock."""
+        return self._fd is not None
+
+    def release(self) -> None:
+        """Give the lock up; a second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)

@@ -1,0 +1,229 @@
+"""The shape of a cache: everything that follows from a few numbers, and the manifest they live in.
+
+The manifest is the attribute `unipt_cache` of the root `zarr.json`; every other `zarr.json` is a
+function of it, so a reader rebuilds and compares them instead of trusting them. Pure: no files.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import zarr3
+from .errors import CacheVersionError
+from .fingerprint import Fingerprint
+from .spec import ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
+
+FORMAT_VERSION = 1
+MANIFEST = "unipt_cache"
+ROOT = "zarr.json"
+LEDGER = "ledger.jsonl"
+COMPLETE = "COMPLETE.json"
+LOCK = "writer.lock"
+ACTIVATIONS = "activations"
+INDEX = "index"
+KEY_BYTES = 16
+NO_CRC = "00000000"
+MAX_COUNT = 2**48
+"""No count in a manifest may be larger; shapes and sizes then stay far inside 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The numbers that fix every shape, path and file size of a cache.
+
+    Args:
+        taps: all taps, in the caller's order.
+        dtype: storage type of all activations.
+        n_samples: samples stored, each once.
+        n_rows: rows of the caller's table; several may share a sample.
+        n_views: samples per row, or None if rows have one each and no view axis.
+        row_id_bytes: length of all row ids in UTF-8, in bytes.
+        seed: of the permutation before packing.
+        block_tokens: tokens of a block on each ragged axis.
+        blocks_per_shard: blocks of a shard file.
+        n_blocks: blocks of the cache.
+        samples_per_block: rows of a block in the stacks of fixed shape.
+    """
+
+    taps: tuple[TapSpec, ...]
+    dtype: str
+    n_samples: int
+    n_rows: int
+    n_views: int | None
+    row_id_bytes: int
+    seed: int
+    block_tokens: dict[str, int]
+    blocks_per_shard: int
+    n_blocks: int
+    samples_per_block: int
+    stacks: tuple[Stack, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_storage_type(self.dtype)
+        least = {"n_samples": 0, "n_rows": 0, "row_id_bytes": 0, "seed": 0, "n_blocks": 0}
+        values = {name: getattr(self, name) for name in least}
+        least |= {"blocks_per_shard": 1, "samples_per_block": 1}
+        values |= {"blocks_per_shard": self.blocks_per_shard}
+        values |= {"samples_per_block": self.samples_per_block}
+        for axis, size in self.block_tokens.items():
+            least[f"block_tokens.{axis}"], values[f"block_tokens.{axis}"] = 1, size
+        if self.n_views is not None:
+            least["n_views"], values["n_views"] = 1, self.n_views
+        for name, value in values.items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least[name] <= value <= MAX_COUNT:
+                raise ValueError(
+                    f"{name} = {value!r} must be a whole number from {least[name]} to {MAX_COUNT}"
+                )
+        object.__setattr__(self, "stacks", group_taps(self.taps))
+        axes = list(dict.fromkeys(tap.axis for tap in self.taps if tap.ragged))
+        if axes != list(self.block_tokens):
+            raise ValueError(f"the taps lie on the axes {axes}, given: {list(self.block_tokens)}")
+
+    @property
+    def n_shards(self) -> int:
+        """Shard files of each stack."""
+        return -(-self.n_blocks // self.blocks_per_shard)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return np.dtype(ZARR_TYPES[self.dtype]).itemsize
+
+    def blocks_of(self, shard: int) -> range:
+        """Blocks that lie in a shard."""
+        first = shard * self.blocks_per_shard
+        return range(first, min(first + self.blocks_per_shard, self.n_blocks))
+
+    def rows(self, stack: Stack) -> int:
+        """Rows of one block of a stack: tokens or samples."""
+        return self.block_tokens[stack.axis] if stack.ragged else self.samples_per_block
+
+    def array_shape(self, stack: Stack) -> tuple[int, ...]:
+        """Shape of a stack's array, [n_blocks, n_taps, rows, *shape]."""
+        return (self.n_blocks, len(stack.taps), self.rows(stack), *stack.shape)
+
+    def chunk_bytes(self, stack: Stack) -> int:
+        """Bytes of one tap of one block, without the checksum."""
+        return self.rows(stack) * stack.width * self.itemsize
+
+    def entries(self, stack: Stack) -> int:
+        """Chunks of a whole shard."""
+        return self.blocks_per_shard * len(stack.taps)
+
+    def shard_path(self, stack: Stack, shard: int) -> str:
+        """Path of a shard file inside the cache."""
+        numbers = (shard, *[0] * (2 + len(stack.shape)))
+        return f"{ACTIVATIONS}/{stack.name}/{zarr3.chunk_key(numbers)}"
+
+    def shard_bytes(self, stack: Stack, shard: int) -> int:
+        """Size of a shard file."""
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        return zarr3.shard_size(present, self.entries(stack), self.chunk_bytes(stack))
+
+    def index_arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and Zarr data type of every index array, by its name below `index/`."""
+        per_sample: tuple[tuple[int, ...], str] = ((self.n_samples,), "int64")
+        table: tuple[int, ...] = (
+            (self.n_rows,) if self.n_views is None else (self.n_rows, self.n_views)
+        )
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+        arrays["keys"] = ((self.n_samples, KEY_BYTES), "uint8")
+        arrays |= {"block": per_sample, "slot": per_sample}
+        for axis in self.block_tokens:
+            arrays |= {f"start_{axis}": per_sample, f"length_{axis}": per_sample}
+        arrays["row_to_sample"] = (table, "int64")
+        arrays["row_id_bytes"] = ((self.row_id_bytes,), "uint8")
+        arrays["row_id_offsets"] = ((self.n_rows + 1,), "int64")
+        return arrays
+
+    def index_chunk(self, name: str) -> tuple[str, int]:
+        """Path and size of the one chunk of an index array; size 0: no such file."""
+        shape, data_type = self.index_arrays()[name]
+        path = f"{INDEX}/{name}/{zarr3.chunk_key([0] * len(shape))}"
+        return path, zarr3.plain_array_size(shape, data_type)
+
+    def child_metadata(self) -> Iterator[tuple[str, bytes]]:
+        """Yield path and content of every `zarr.json` but the root's."""
+        for folder in (ACTIVATIONS, INDEX):
+            yield f"{folder}/zarr.json", zarr3.encode_json(zarr3.group_metadata({}))
+        for name, (shape, data_type) in self.index_arrays().items():
+            metadata = zarr3.plain_array_metadata(shape, data_type)
+            yield f"{INDEX}/{name}/zarr.json", zarr3.encode_json(metadata)
+        for stack in self.stacks:
+            rest = ["width"] if stack.ragged else [None] * len(stack.shape)
+            metadata = zarr3.sharded_array_metadata(
+                self.array_shape(stack),
+                ZARR_TYPES[self.dtype],
+                blocks_per_shard=self.blocks_per_shard,
+                attributes={"logical_dtype": self.dtype, "taps": stack.tap_names},
+                dimension_names=["block", "tap", "token" if stack.ragged else "sample", *rest],
+            )
+            yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
+
+    def manifest(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> dict[str, Any]:
+        """Return the manifest: this geometry, the index checksums and the fingerprint."""
+        return {
+            "version": FORMAT_VERSION,
+            "dtype": self.dtype,
+            "n_samples": self.n_samples,
+            "n_rows": self.n_rows,
+            "n_views": self.n_views,
+            "row_id_bytes": self.row_id_bytes,
+            "seed": self.seed,
+            "block_tokens": self.block_tokens,
+            "blocks_per_shard": self.blocks_per_shard,
+            "n_blocks": self.n_blocks,
+            "samples_per_block": self.samples_per_block,
+            "taps": [tap.to_json() for tap in self.taps],
+            "index_crc32c": dict(index_crcs),
+            "fingerprint": fingerprint.mapping,
+        }
+
+    def root_metadata(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> bytes:
+        """Return the root `zarr.json`."""
+        manifest = self.manifest(fingerprint, index_crcs)
+        return zarr3.encode_json(zarr3.group_metadata({MANIFEST: manifest}))
+
+    def array_elements(self) -> int:
+        """Numbers in the largest stack."""
+        return max(math.prod(self.array_shape(stack)) for stack in self.stacks)
+
+    def tap_bytes(self) -> dict[str, int]:
+        """Bytes of each tap's chunks with their checksums, all shards together."""
+        return {
+            tap.name: self.n_blocks * (self.chunk_bytes(stack) + zarr3.CRC_BYTES)
+            for stack in self.stacks
+            for tap in stack.taps
+        }
+
+
+def parse_manifest(manifest: Any) -> tuple[Geometry, Fingerprint, dict[str, str]]:
+    """Turn a manifest back into geometry, fingerprint and index checksums.
+
+    Raises:
+        CacheVersionError: a version this program does not know.
+        ValueError, TypeError, KeyError: any other fault; the caller names the file.
+    """
+    if not isinstance(manifest, dict):
+        raise TypeError(f"the attribute {MANIFEST} is not a mapping")
+    version = manifest["version"]
+    if version != FORMAT_VERSION:
+        raise CacheVersionError(
+            f"format version {version!r}; this program reads version {FORMAT_VERSION}: install the "
+            "program version that wrote the cache, or extract again into another folder"
+        )
+    values = dict(manifest)
+    fingerprint = Fingerprint(values.pop("fingerprint"))
+    crcs = values.pop("index_crc32c")
+    values.pop("version")
+    taps = tuple(TapSpec(**(tap | {"shape": tuple(tap["shape"])})) for tap in values.pop("taps"))
+    geometry = Geometry(taps=taps, **values)
+    if list(crcs) != list(geometry.index_arrays()):
+        raise ValueError(f"index_crc32c must name {list(geometry.index_arrays())}")
+    if geometry.array_elements() > MAX_COUNT:
+        raise ValueError(f"the arrays would hold {geometry.array_elements()} numbers")
+    return geometry, fingerprint, crcs

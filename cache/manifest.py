@@ -1,0 +1,147 @@
+"""Reading the records of a cache: manifest, metadata, ledger, COMPLETE; checked against each other.
+
+Nothing here allocates by a size that a file merely claims. Cost: a few small files, and one `stat`
+a shard file (about 2 us).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
+from .files import file_size
+from .fingerprint import Fingerprint, digest
+from .geometry import COMPLETE, LEDGER, MANIFEST, ROOT, Geometry, parse_manifest
+from .layout import encode_complete
+from .ledger import Entry, read_ledger
+
+MAX_METADATA = 2**26
+"""Bytes beyond which a metadata file is refused unread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the root metadata of a cache says; `root` is the file's content."""
+
+    path: Path
+    root: bytes
+    manifest: dict[str, Any]
+    geometry: Geometry
+    fingerprint: Fingerprint
+    index_crcs: dict[str, str]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check the root metadata.
+
+    Raises:
+        CacheNotFound: no cache in `path`.
+        CacheVersionError: another format version.
+        CacheDamaged: unreadable.
+    """
+    file = path / ROOT
+    if not file.is_file():
+        raise CacheNotFound(f"no cache in {path} ({ROOT} is missing); extract one there first")
+    content = read_small(file)
+    try:
+        attributes = json.loads(content)["attributes"]
+        if MANIFEST not in attributes:
+            raise CacheNotFound(
+                f"{path} is a Zarr store but no activation cache; give another folder"
+            )
+        geometry, fingerprint, crcs = parse_manifest(attributes[MANIFEST])
+        if geometry.root_metadata(fingerprint, crcs) != content:
+            raise ValueError("it is not in the form that was written")
+    except CacheVersionError as error:
+        raise CacheVersionError(f"{file}: {error}") from None
+    except CacheNotFound:
+        raise
+    except (CacheError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CacheDamaged(
+            f"{file} is damaged or was edited ({type(error).__name__}: {str(error)[:500]}); restore "
+            "it, or delete the folder and extract again"
+        ) from error
+    return Manifest(
+        path=path,
+        root=content,
+        manifest=attributes[MANIFEST],
+        geometry=geometry,
+        fingerprint=fingerprint,
+        index_crcs=crcs,
+    )
+
+
+def read_small(file: Path) -> bytes:
+    """Read a metadata file, refusing absurd sizes with `CacheDamaged`."""
+    size = file_size(file)
+    if size > MAX_METADATA:
+        raise CacheDamaged(f"{file} holds {size} bytes, more than any metadata; extract again")
+    return file.read_bytes()
+
+
+def check_children(found: Manifest) -> None:
+    """Raise `CacheDamaged` unless every other `zarr.json` is what the manifest implies."""
+    for relative, content in found.geometry.child_metadata():
+        if read_small(found.path / relative) != content:
+            raise CacheDamaged(
+                f"{found.path / relative} was edited or is damaged; extract again into this folder "
+                "to restore it (finished shards are kept)"
+            )
+
+
+def read_finished(found: Manifest, *, allow_incomplete: bool) -> dict[int, Entry]:
+    """Return the finished shards, checked against COMPLETE and against the files' sizes.
+
+    Raises:
+        CacheIncomplete: no COMPLETE record and `allow_incomplete` is false.
+        CacheDamaged: records contradict each other, or a file is missing or has the wrong size.
+    """
+    complete = (found.path / COMPLETE).is_file()
+    if not complete and not allow_incomplete:
+        raise CacheIncomplete(
+            f"{found.path} is not finished ({COMPLETE} is missing); run the extraction again to "
+            "resume it, or open it with allow_incomplete=True to read what is there"
+        )
+    ledger = found.path / LEDGER
+    if complete:
+        _check_complete(found, ledger)
+    entries = read_ledger(ledger, tolerant=False)
+    geometry = found.geometry
+    if complete and (len(entries) != geometry.n_shards or set(entries) != set(range(len(entries)))):
+        raise CacheDamaged(f"{ledger} does not list the {geometry.n_shards} shards; extract again")
+    for shard, entry in entries.items():
+        _check_entry(found, shard, entry)
+    return entries
+
+
+def _check_complete(found: Manifest, ledger: Path) -> None:
+    content = ledger.read_bytes() if ledger.is_file() else b""
+    record = found.path / COMPLETE
+    if read_small(record) == encode_complete(found.geometry, found.root, content):
+        return
+    try:
+        stored = json.loads(read_small(record))
+        altered = ROOT if stored["config"] != digest(found.root) else LEDGER
+        if stored["ledger"] == digest(content) and altered == LEDGER:
+            altered = COMPLETE
+    except (ValueError, TypeError, KeyError, RecursionError):
+        altered = COMPLETE
+    raise CacheDamaged(
+        f"{found.path / altered} was altered after the cache was finished ({COMPLETE} disagrees); "
+        "extract again into this folder: intact shards are kept"
+    )
+
+
+def _check_entry(found: Manifest, shard: int, entry: Entry) -> None:
+    geometry = found.geometry
+    if not 0 <= shard < geometry.n_shards or entry.config != digest(found.root):
+        raise CacheDamaged(f"{found.path / LEDGER}: shard {shard} belongs to another cache")
+    for stack in geometry.stacks:
+        path = found.path / geometry.shard_path(stack, shard)
+        size, wanted = file_size(path), geometry.shard_bytes(stack, shard)
+        if size != wanted or entry.files.get(stack.name, (0, ""))[0] != wanted:
+            raise CacheDamaged(
+                f"{path} holds {size} bytes instead of {wanted}; extract again into the folder: "
+                "only its shard is rewritten"
+            )

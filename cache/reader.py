@@ -1,0 +1,261 @@
+"""Reading a finished cache: opened only if it is whole, read only if its checksums hold.
+
+Opening reads the index (about 90 bytes a sample) and stats every shard file; no activations.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .chunks import ChunkReader, Verify
+from .errors import CacheDamaged, InvalidTap
+from .files import crc32c, read_exact
+from .fingerprint import Fingerprint
+from .layout import check_keys
+from .manifest import Manifest, check_children, read_finished, read_manifest
+from .packing import BlockTable
+from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
+from .store import BlockStore
+from .zarr3 import CRC_BYTES, crc_of
+
+Array = np.ndarray[Any, Any]
+
+
+class Cache:
+    """A cache open for reading; use `open`.
+
+    Attributes:
+        path: of the folder.
+        geometry: shapes and sizes.
+        fingerprint: what the cache holds.
+        table: place of every sample.
+        row_to_sample: int64 [n_rows] or [n_rows, n_views].
+    """
+
+    def __init__(self, found: Manifest, finished: set[int], verify: Verify) -> None:
+        self.path = found.path
+        self.geometry = found.geometry
+        self.fingerprint: Fingerprint = found.fingerprint
+        self.finished = finished
+        index = {name: _read_index(found, name) for name in self.geometry.index_arrays()}
+        self.table = BlockTable(
+            block=index["block"],
+            slot=index["slot"],
+            start={axis: index[f"start_{axis}"] for axis in self.geometry.block_tokens},
+            length={axis: index[f"length_{axis}"] for axis in self.geometry.block_tokens},
+        )
+        self.row_to_sample: Ints = index["row_to_sample"]
+        self._keys: Bytes = index["keys"]
+        self._ids = index["row_id_bytes"]
+        self._id_offsets: Ints = index["row_id_offsets"]
+        _check_table(self)
+        self._readers = {
+            stack.name: ChunkReader(self.path, self.geometry, stack, finished, verify)
+            for stack in self.geometry.stacks
+        }
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, allow_incomplete: bool = False, verify: Verify = "always"
+    ) -> "Cache":
+        """Open a cache.
+
+        Args:
+            path: of the folder.
+            allow_incomplete: also open an unfinished one; only finished shards can be read.
+            verify: when chunk checksums are checked: "always", at the "first" touch, or "never".
+
+        Raises:
+            CacheNotFound, CacheVersionError, CacheIncomplete, CacheDamaged: as they say.
+        """
+        found = read_manifest(Path(path))
+        check_children(found)
+        finished = set(read_finished(found, allow_incomplete=allow_incomplete))
+        return cls(found, finished, verify)
+
+    @property
+    def taps(self) -> tuple[TapSpec, ...]:
+        """All taps, in the order they were declared."""
+        return self.geometry.taps
+
+    @property
+    def n_samples(self) -> int:
+        """Samples stored."""
+        return self.geometry.n_samples
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the table that was extracted; several may share a sample."""
+        return self.geometry.n_rows
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Storage type of the activations."""
+        return TORCH_TYPES[self.geometry.dtype]
+
+    @property
+    def lengths(self) -> dict[str, Ints]:
+        """Tokens of each sample on each ragged axis, int64 [n_samples]."""
+        return self.table.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shard files that are finished."""
+        geometry = self.geometry
+        return sum(
+            geometry.shard_bytes(s, shard) for s in geometry.stacks for shard in self.finished
+        )
+
+    @cached_property
+    def row_ids(self) -> tuple[str, ...]:
+        """Name of each row; decoded at first use."""
+        data, ends = self._ids.tobytes(), self._id_offsets.tolist()
+        return tuple(data[low:high].decode("utf-8") for low, high in pairwise(ends))
+
+    @cached_property
+    def _sorted_keys(self) -> tuple[Array, Ints]:
+        keys = self._keys.view("S16").reshape(-1)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+
+    def find(self, keys: Bytes) -> Ints:
+        """Return the sample of each content key, -1 where there is none.
+
+        Args:
+            keys: uint8 [m, 16].
+        """
+        wanted = check_keys(keys).view("S16").reshape(-1)
+        known, order = self._sorted_keys
+        if not len(known):
+            return np.full(len(wanted), -1, np.int64)
+        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[place] == wanted, order[place], -1).astype(np.int64)
+
+    def stack_of(self, taps: Sequence[str]) -> tuple[Stack, list[int]]:
+        """Return the stack that holds all of `taps`, and their positions in it.
+
+        Raises:
+            InvalidTap: an unknown tap, or taps of more than one stack.
+        """
+        stacks: dict[str, Stack] = {t.name: s for s in self.geometry.stacks for t in s.taps}
+        unknown = [name for name in taps if name not in stacks]
+        if unknown or not taps:
+            raise InvalidTap(f"taps {unknown} are not in {self.path}; it has {list(stacks)}")
+        used = {stacks[name].name: stacks[name] for name in taps}
+        if len(used) > 1:
+            described = "; ".join(f"{s.name}: {', '.join(s.tap_names)}" for s in used.values())
+            raise InvalidTap(
+                f"the taps asked for have different shapes and cannot be stacked ({described}); "
+                "choose taps of one group"
+            )
+        (stack,) = used.values()
+        return stack, [stack.tap_names.index(name) for name in taps]
+
+    def places(self, stack: Stack, samples: Ints) -> tuple[Ints, Ints]:
+        """Return (block, row in the block) of every row of `samples` in a stack, in order."""
+        if not stack.ragged:
+            return self.table.block[samples], self.table.slot[samples]
+        return self.table.rows(samples, stack.axis, self.geometry.block_tokens[stack.axis])
+
+    def row_counts(self, stack: Stack, samples: Ints) -> Ints:
+        """Return how many rows of a stack each sample has."""
+        if not stack.ragged:
+            return np.ones(len(samples), np.int64)
+        return self.table.length[stack.axis][samples]
+
+    def check_samples(self, samples: Ints) -> Ints:
+        """Return sample numbers as int64, or raise `IndexError`."""
+        samples = np.asarray(samples)
+        if samples.size and samples.dtype.kind not in "iu":
+            raise IndexError(f"sample numbers must be whole numbers, given {samples.dtype}")
+        if samples.size and not 0 <= samples.min() <= samples.max() < self.n_samples:
+            raise IndexError(
+                f"samples {samples.min()} to {samples.max()} were asked for; {self.path} has "
+                f"{self.n_samples} (0 is the first; -1 from find() means absent)"
+            )
+        return samples.astype(np.int64)
+
+    def store(self, taps: Sequence[str], capacity: int) -> BlockStore:
+        """Return room in memory for `capacity` blocks of some taps of one stack."""
+        stack, numbers = self.stack_of(taps)
+        return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity)
+
+    def read_block(self, stack: Stack, block: int, taps: Sequence[int], into: list[Bytes]) -> None:
+        """Read taps of one block of a stack; see `ChunkReader.read_block`."""
+        self._readers[stack.name].read_block(block, taps, into)
+
+    def read(self, samples: Ints, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Read samples.
+
+        Args:
+            samples: int64 [b], in any order, also repeated.
+            taps: names; None for all.
+
+        Returns:
+            Tap to values in the storage type: [sum of lengths, D] packed in the order of `samples`
+            for kind "tokens", [b, *shape] otherwise.
+
+        Raises:
+            CacheDamaged, CacheIncomplete, InvalidTap, IndexError: as they say.
+        """
+        samples = self.check_samples(np.asarray(samples).reshape(-1))
+        names = [tap.name for tap in self.taps] if taps is None else list(taps)
+        result: dict[str, Tensor] = {}
+        for stack in self.geometry.stacks:
+            chosen = [name for name in names if name in stack.tap_names]
+            if chosen:
+                blocks, rows = self.places(stack, samples)
+                # one block at a time: few bytes beside the result
+                values = self.store(chosen, capacity=1).gather(blocks, rows)
+                result |= dict(zip(chosen, values, strict=True))
+        unknown = [name for name in names if name not in result]
+        if unknown:
+            raise InvalidTap(
+                f"taps {unknown} are not in {self.path}; it has {[t.name for t in self.taps]}"
+            )
+        return {name: result[name] for name in names}
+
+
+def _read_index(found: Manifest, name: str) -> Array:
+    shape, data_type = found.geometry.index_arrays()[name]
+    relative, size = found.geometry.index_chunk(name)
+    path = found.path / relative
+    if not size:
+        return np.empty(shape, data_type)
+    content = read_exact(path, size)
+    body, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+    whole = f"{crc32c(content):08x}"
+    if crc_of(crc) != crc32c(body) or whole != found.index_crcs[name]:
+        raise CacheDamaged(
+            f"{path} fails its checksum; extract again into this folder to restore it (finished "
+            "shards are kept)"
+        )
+    return body.view(np.dtype(data_type).newbyteorder("<")).reshape(shape)
+
+
+def _check_table(cache: Cache) -> None:
+    """Raise `CacheDamaged` if the index points outside the cache."""
+    geometry, table = cache.geometry, cache.table
+    last = np.zeros(cache.n_samples, np.int64)  # blocks after the first
+    good = True
+    for axis, size in geometry.block_tokens.items():
+        start, length = table.start[axis], table.length[axis]
+        good &= bool(((start >= 0) & (start <= size) & (length >= 0)).all())
+        last = np.maximum(last, (start + length - 1) // size)
+    good &= bool(((table.block >= 0) & (table.block + last < geometry.n_blocks)).all())
+    good &= bool(((table.slot >= 0) & (table.slot < geometry.samples_per_block)).all())
+    rows = cache.row_to_sample
+    good &= bool(((rows >= 0) & (rows < cache.n_samples)).all())
+    ends = cache._id_offsets
+    good &= bool(ends[0] == 0 and ends[-1] == geometry.row_id_bytes and (np.diff(ends) >= 0).all())
+    if not good:
+        raise CacheDamaged(
+            f"the index of {cache.path} contradicts its metadata; delete the folder and extract"
+            " again"
+        )

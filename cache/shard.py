@@ -1,0 +1,193 @@
+"""One shard in memory: filled by forward passes in any order, then written whole.
+
+Holds the exact bytes of the shard files (about 200 MB for 13 taps of width 768 in float16), so
+sealing adds checksums and an index in place and nothing is copied. Cost: one pass to convert, one
+to find the largest magnitude, one to copy.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
+from .files import crc32c, make_folders, write_atomic
+from .layout import CacheLayout
+from .ledger import Entry
+from .packing import BlockTable
+from .spec import TORCH_TYPES, ZARR_TYPES, Bytes, Ints, Stack
+from .zarr3 import CRC_BYTES, seal_shard
+
+Array = np.ndarray[Any, Any]
+
+
+class ShardBuffer:
+    """The samples of one shard, tap by tap, on their way to the disk.
+
+    Args:
+        layout: of the cache.
+        shard: number of the shard.
+        pool: buffers of finished shards, by stack name; taken for reuse.
+    """
+
+    def __init__(
+        self, layout: CacheLayout, shard: int, pool: dict[str, Bytes] | None = None
+    ) -> None:
+        self.layout = layout
+        self.shard = shard
+        self.samples = layout.samples_of(shard)
+        geometry = layout.geometry
+        self._raw: dict[str, Bytes] = {}
+        self._views: dict[str, Array] = {}
+        self._place: dict[str, tuple[Stack, int]] = {}
+        self._missing: dict[str, set[int]] = {}
+        for stack in geometry.stacks:
+            size = geometry.shard_bytes(stack, shard)
+            raw = _take(pool, stack.name, size)
+            self._raw[stack.name] = raw
+            self._views[stack.name] = self._view(stack, raw)
+            for number, tap in enumerate(stack.taps):
+                self._place[tap.name] = (stack, number)
+                self._missing[tap.name] = set(self.samples.tolist())
+
+    def _view(self, stack: Stack, raw: Bytes) -> Array:
+        """Return the numbers in `raw`, [blocks, n_taps, rows, width]; checksums lie between."""
+        geometry = self.layout.geometry
+        blocks, taps = len(geometry.blocks_of(self.shard)), len(stack.taps)
+        stride = geometry.chunk_bytes(stack) + CRC_BYTES
+        row = stack.width * geometry.itemsize
+        return np.ndarray(
+            (blocks, taps, geometry.rows(stack), stack.width),
+            dtype=ZARR_TYPES[geometry.dtype],
+            buffer=raw.data,
+            strides=(taps * stride, stride, row, geometry.itemsize),
+        )
+
+    def put(self, samples: Ints, values: Mapping[str, Tensor]) -> None:
+        """Store activations of some samples of this shard, for some or all taps.
+
+        Args:
+            samples: int64 [b], in any order.
+            values: tap to [sum of the samples' lengths, D] (packed, in the order of `samples`)
+                for kind "tokens", [b, *shape] otherwise; any float type, any device.
+
+        Raises:
+            ActivationOverflow: NaN or infinity, or beyond the range of the storage type.
+            ShardMisaligned: samples of another shard, or a wrong shape.
+            InvalidTap: the cache has no such tap.
+        """
+        samples = np.asarray(samples, np.int64)
+        geometry, table = self.layout.geometry, self.layout.packing.table
+        inside = (samples >= 0) & (samples < geometry.n_samples)
+        blocks = geometry.blocks_of(self.shard)
+        if not inside.all() or not np.isin(table.block[samples], blocks).all():
+            raise ShardMisaligned(
+                f"shard {self.shard} was given samples that lie elsewhere; {_HINT}"
+            )
+        places: dict[str, tuple[Ints, Ints]] = {}
+        for name, tensor in values.items():
+            if name not in self._place:
+                raise InvalidTap(f"no tap {name!r} in this cache; it has {sorted(self._place)}")
+            stack, number = self._place[name]
+            group = stack.axis if stack.ragged else ""
+            if group not in places:
+                places[group] = self._rows(table, samples, stack)
+            block, row = places[group]
+            wanted = (len(block), *stack.shape)
+            if tuple(tensor.shape) != wanted:
+                raise ShardMisaligned(
+                    f"tap {name} was given {list(tensor.shape)} for {len(samples)} samples, "
+                    f"expected {list(wanted)}"
+                )
+            array = self._convert(name, tensor, samples, stack)
+            self._views[stack.name][block, number, row] = array.reshape(len(block), stack.width)
+            self._missing[name].difference_update(samples.tolist())
+
+    def _rows(self, table: BlockTable, samples: Ints, stack: Stack) -> tuple[Ints, Ints]:
+        first = self.layout.geometry.blocks_of(self.shard).start
+        if not stack.ragged:
+            return table.block[samples] - first, table.slot[samples]
+        size = self.layout.geometry.block_tokens[stack.axis]
+        block, row = table.rows(samples, stack.axis, size)
+        return block - first, row
+
+    def _convert(self, name: str, tensor: Tensor, samples: Ints, stack: Stack) -> Array:
+        dtype = self.layout.geometry.dtype
+        stored = tensor.detach().to(TORCH_TYPES[dtype]).cpu().contiguous()
+        if stored.numel():
+            low, high = torch.aminmax(stored)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ActivationOverflow(self._overflow(name, tensor, stored, samples, stack))
+        bits = stored.view(torch.uint16) if dtype == "bfloat16" else stored
+        return bits.numpy()
+
+    def _overflow(
+        self, name: str, tensor: Tensor, stored: Tensor, samples: Ints, stack: Stack
+    ) -> str:
+        bad = int((~torch.isfinite(stored)).reshape(len(stored), -1).any(1).nonzero()[0])
+        if stack.ragged:
+            ends = np.cumsum(self.layout.packing.table.length[stack.axis][samples])
+            sample = int(samples[np.searchsorted(ends, bad, side="right")])
+        else:
+            sample = int(samples[bad])
+        row = tensor[bad].detach().float().cpu()
+        where = f"tap {name}, {self.layout.describe(sample)}"
+        if not torch.isfinite(row).all():
+            return (
+                f"{where}: the network itself gave NaN or infinity; check the input, or run the "
+                "forward pass in float32 or bfloat16"
+            )
+        return (
+            f"{where}: {row.abs().max():.6g} overflows {self.layout.geometry.dtype}; store this "
+            "cache as bfloat16 or float32"
+        )
+
+    def check_full(self) -> None:
+        """Raise `ShardMisaligned` if samples have not been put."""
+        missing = {name: sorted(left) for name, left in self._missing.items() if left}
+        if missing:
+            name, left = next(iter(missing.items()))
+            raise ShardMisaligned(
+                f"shard {self.shard} lacks {len(left)} samples of tap {name} (first: "
+                f"{self.layout.describe(left[0])}); put all of them before leaving the block"
+            )
+
+    def write(self, root: Path, config: str) -> Entry:
+        """Seal the shard, write its files, and return the ledger entry that makes them count.
+
+        Raises:
+            ShardMisaligned: samples have not been put.
+            CacheFull: no space left.
+        """
+        self.check_full()
+        geometry, crcs = self.layout.geometry, {}
+        for stack in geometry.stacks:
+            raw = self._raw[stack.name]
+            chunks = len(geometry.blocks_of(self.shard)) * len(stack.taps)
+            seal_shard(raw, chunks, geometry.entries(stack), geometry.chunk_bytes(stack))
+            crcs[stack.name] = f"{crc32c(raw):08x}"
+            path = root / geometry.shard_path(stack, self.shard)
+            make_folders(path.parent)
+            write_atomic(path, raw)
+        return self.layout.entry(self.shard, crcs, config)
+
+    def release(self) -> dict[str, Bytes]:
+        """Give the memory back for another shard; the buffer is unusable afterwards."""
+        self._views.clear()
+        raw, self._raw = self._raw, {}
+        return raw
+
+
+_HINT = "ask the writer for samples_of(shard)"
+
+
+def _take(pool: dict[str, Bytes] | None, name: str, size: int) -> Bytes:
+    old = pool.pop(name, None) if pool else None
+    if old is None or len(old) < size:
+        return np.zeros(size, np.uint8)
+    old[:size] = 0
+    return old[:size]

@@ -1,0 +1,162 @@
+"""What a cache stores: taps, the stacks they are grouped into, and the storage types.
+
+Pure descriptions; nothing here touches a file or allocates an array.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .errors import InvalidTap
+
+Kind = Literal["tokens", "grid", "map", "vector"]
+StorageType = Literal["float16", "bfloat16", "float32"]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+TORCH_TYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+ZARR_TYPES: dict[str, str] = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}
+"""Zarr data type of each storage type; bfloat16 is stored as its bits."""
+
+MAX_NAME = 200
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapSpec:
+    """One recorded point of a network.
+
+    Args:
+        name: letters, digits, `_`, `-` and `.`, at most 200 characters; not a way out of a folder.
+        kind: "tokens" (ragged), "grid" (fixed tokens), "map" (channels and cells) or "vector".
+        shape: of one token, (D,), for kind "tokens"; of one sample otherwise.
+        axis: which ragged axis a "tokens" tap lies on.
+        stride: input pixels (or positions) per cell of the tap, for information.
+
+    Raises:
+        InvalidTap: a part is not storable.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    axis: str = "tokens"
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.name, str)
+            or len(self.name) > MAX_NAME
+            or not _NAME.fullmatch(self.name)
+            or ".." in self.name
+        ):
+            raise InvalidTap(
+                f"tap name {str(self.name)[:80]!r} is refused: use letters, digits, '_', '-' and "
+                f"single '.', not starting with '.' or '-', at most {MAX_NAME} characters"
+            )
+        kinds = get_args(Kind)
+        if self.kind not in kinds:
+            raise InvalidTap(f"tap {self.name}: kind {self.kind!r} is not one of {kinds}")
+        if (
+            not isinstance(self.axis, str)
+            or not _AXIS.fullmatch(self.axis)
+            or self.axis in kinds[1:]
+        ):
+            raise InvalidTap(
+                f"tap {self.name}: axis {self.axis!r} is refused; use an identifier that is none "
+                f"of {kinds[1:]}"
+            )
+        sizes = (*self.shape, self.stride)
+        if not self.shape or any(
+            isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes
+        ):
+            raise InvalidTap(
+                f"tap {self.name}: shape {self.shape} and stride {self.stride} must be whole "
+                "numbers of at least 1"
+            )
+        if self.kind in ("tokens", "vector") and len(self.shape) != 1:
+            raise InvalidTap(
+                f"tap {self.name}: kind {self.kind!r} takes a shape (D,), not {self.shape}"
+            )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the tap has a length of its own in each sample."""
+        return self.kind == "tokens"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tap as a JSON mapping."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "axis": self.axis,
+            "stride": self.stride,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Taps of equal kind, shape and axis, stored together in one array, in tap order."""
+
+    name: str
+    taps: tuple[TapSpec, ...]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a row of the stack is a token (else it is a sample)."""
+        return self.taps[0].ragged
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row: (D,) for tokens, the sample's shape otherwise."""
+        return self.taps[0].shape
+
+    @property
+    def axis(self) -> str:
+        """The ragged axis of the stack (without meaning for a fixed one)."""
+        return self.taps[0].axis
+
+    @property
+    def width(self) -> int:
+        """Numbers in one row."""
+        return math.prod(self.shape)
+
+    @property
+    def tap_names(self) -> list[str]:
+        """Names of the taps, in stored order."""
+        return [tap.name for tap in self.taps]
+
+
+def group_taps(taps: Sequence[TapSpec]) -> tuple[Stack, ...]:
+    """Group `taps` into stacks, named like `tokens-768`, in order of first appearance.
+
+    Raises:
+        InvalidTap: no tap, or two of the same name.
+    """
+    names = [tap.name for tap in taps]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled or not names:
+        raise InvalidTap(f"taps must be at least one, with different names; doubled: {doubled}")
+    groups: dict[str, list[TapSpec]] = {}
+    for tap in taps:
+        prefix = tap.axis if tap.ragged else tap.kind
+        groups.setdefault(f"{prefix}-{'x'.join(map(str, tap.shape))}", []).append(tap)
+    return tuple(Stack(name=name, taps=tuple(group)) for name, group in groups.items())
+
+
+def check_storage_type(dtype: str) -> None:
+    """Raise `ValueError` unless `dtype` is a storage type."""
+    if dtype not in TORCH_TYPES:
+        raise ValueError(f"storage type {dtype!r} is not one of {sorted(TORCH_TYPES)}")

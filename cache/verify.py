@@ -1,0 +1,100 @@
+"""Checking and describing a cache on the disk.
+
+`verify` reads every byte once (the speed of the disk); `info` reads the metadata and the index.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CacheDamaged
+from .files import crc32c, read_exact
+from .manifest import read_finished, read_manifest
+from .reader import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found; each problem names its file."""
+
+    files: int
+    chunks: int
+    nbytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is as it was written."""
+        return not self.problems
+
+
+def verify(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Read every shard file of a finished cache and compare all checksums.
+
+    Args:
+        path: of the cache.
+        progress: called with (files done, files in all).
+
+    Raises:
+        CacheNotFound, CacheVersionError, CacheIncomplete, CacheDamaged: it cannot even be opened.
+    """
+    cache = Cache.open(path)
+    found = read_manifest(cache.path)
+    entries = read_finished(found, allow_incomplete=False)
+    geometry = cache.geometry
+    problems, files, chunks, nbytes = [], 0, 0, 0
+    total = len(entries) * len(geometry.stacks)
+    for shard, entry in sorted(entries.items()):
+        for stack in geometry.stacks:
+            file = cache.path / geometry.shard_path(stack, shard)
+            size, crc = entry.files[stack.name]
+            data = read_exact(file, size)
+            if f"{crc32c(data):08x}" != crc:
+                problems.append(f"{file}: {_damaged_chunks(cache, stack.name, shard)}")
+            files, nbytes = files + 1, nbytes + size
+            chunks += len(geometry.blocks_of(shard)) * len(stack.taps)
+            if progress is not None:
+                progress(files, total)
+    return VerifyReport(files=files, chunks=chunks, nbytes=nbytes, problems=tuple(problems))
+
+
+def _damaged_chunks(cache: Cache, stack_name: str, shard: int) -> str:
+    """Name the damaged chunks of a shard file whose checksum fails."""
+    geometry = cache.geometry
+    stack = next(stack for stack in geometry.stacks if stack.name == stack_name)
+    buffer = np.empty(geometry.chunk_bytes(stack), np.uint8)
+    bad = []
+    for block in geometry.blocks_of(shard):
+        for tap, name in enumerate(stack.tap_names):
+            try:
+                cache.read_block(stack, block, [tap], [buffer])
+            except CacheDamaged:
+                bad.append(f"{name} of block {block}")
+    listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    return f"damaged: {listed}" if bad else "its shard index is damaged"
+
+
+def info(path: str | Path) -> dict[str, Any]:
+    """Return a summary of a cache, finished or not, as a JSON mapping."""
+    cache = Cache.open(path, allow_incomplete=True)
+    geometry = cache.geometry
+    return {
+        "path": str(cache.path),
+        "complete": len(cache.finished) == geometry.n_shards
+        and (cache.path / "COMPLETE.json").is_file(),
+        "shards": {"finished": len(cache.finished), "all": geometry.n_shards},
+        "dtype": geometry.dtype,
+        "samples": cache.n_samples,
+        "rows": cache.n_rows,
+        "tokens": {axis: int(length.sum()) for axis, length in cache.lengths.items()},
+        "nbytes": cache.nbytes,
+        "stacks": {
+            stack.name: {"shape": list(geometry.array_shape(stack)), "taps": stack.tap_names}
+            for stack in geometry.stacks
+        },
+        "tap_bytes": geometry.tap_bytes(),
+        "fingerprint": cache.fingerprint.mapping,
+    }

@@ -1,0 +1,281 @@
+"""Writing a cache: one writer, whole shards, resumable at any moment.
+
+Order on the disk: metadata and index, then for each shard its files and after them its ledger
+line, last the COMPLETE record. Whatever a `kill -9` leaves behind, `CacheWriter.create` with the
+same arguments removes it and continues, and the finished folder is the same to the byte. Memory:
+one shard buffer, or two when writing overlaps with computing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from .errors import CacheError, CacheIncomplete, FingerprintMismatch
+from .files import (
+    PARTIAL,
+    WriterLock,
+    append_synced,
+    crc32c,
+    make_folders,
+    read_exact,
+    sync_folder,
+    write_atomic,
+)
+from .fingerprint import Fingerprint, digest
+from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
+from .layout import CacheLayout, check_keys, encode_complete, plan_layout
+from .ledger import Entry, encode_ledger, read_ledger
+from .manifest import read_manifest
+from .shard import ShardBuffer
+from .spec import Bytes, Ints, StorageType, TapSpec
+from .zarr3 import encode_plain
+
+_OURS = {ROOT, LEDGER, COMPLETE, LOCK, ACTIVATIONS, INDEX}
+
+
+class CacheWriter:
+    """The only writer of one cache; use `create`, and close it (or use it in a `with`)."""
+
+    def __init__(self, root: Path, layout: CacheLayout, *, overlap: bool, lock: WriterLock) -> None:
+        self.path = root
+        self.layout = layout
+        self._lock = lock
+        self._config = ""
+        self._done: dict[int, Entry] = {}
+        self._spare: list[dict[str, Bytes]] = []
+        self._thread = ThreadPoolExecutor(1, "cache-writer") if overlap else None
+        self._writing: Future[None] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        taps: Sequence[TapSpec],
+        lengths: Mapping[str, Ints] | None,
+        keys: Bytes,
+        row_to_sample: Ints,
+        row_ids: Sequence[str],
+        dtype: StorageType,
+        fingerprint: Fingerprint,
+        seed: int = 0,
+        block_tokens: int | Mapping[str, int] = 640,
+        blocks_per_shard: int = 16,
+        overlap: bool = False,
+        check: bool = False,
+    ) -> Self:
+        """Start a cache in `path`, or resume the unfinished one there.
+
+        Args:
+            path: folder; created if absent, must be empty or hold this very cache.
+            taps: what is stored.
+            lengths: tokens of each sample on each ragged axis, int64 [n_samples]; None without.
+            keys: content keys, uint8 [n_samples, 16], by which a sample is found again.
+            row_to_sample: samples of the rows, int64 [n_rows] or [n_rows, n_views].
+            row_ids: name of each row, any Unicode text.
+            dtype: storage type of all activations.
+            fingerprint: what is computed; compared on resume and on reading.
+            seed: of the permutation before packing.
+            block_tokens: tokens of a block, of each axis if they differ.
+            blocks_per_shard: blocks of a file; grows to hold the longest sample.
+            overlap: write a finished shard in a thread while the next one is computed.
+            check: on resume, also verify the checksum of every finished file (reads them all).
+
+        Raises:
+            FingerprintMismatch: the folder holds another cache; the message lists how it differs.
+            CacheLocked: another process writes it.
+            CacheError: the folder holds something that is no cache.
+            ValueError, InvalidTap: arguments that contradict each other.
+        """
+        keys = check_keys(keys)
+        layout = plan_layout(
+            taps=taps,
+            lengths=lengths,
+            n_samples=len(keys),
+            row_to_sample=row_to_sample,
+            row_ids=row_ids,
+            dtype=dtype,
+            fingerprint=fingerprint,
+            seed=seed,
+            block_tokens=block_tokens,
+            blocks_per_shard=blocks_per_shard,
+        )
+        root = Path(path)
+        _refuse_foreign(root)
+        make_folders(root)
+        writer = cls(root, layout, overlap=overlap, lock=WriterLock(root / LOCK))
+        try:
+            writer._prepare(keys)
+            writer._resume(check)
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _prepare(self, keys: Bytes) -> None:
+        """Write metadata and index, the root last; or check that they are already ours."""
+        root, layout = self.path, self.layout
+        geometry = layout.geometry
+        chunks = {
+            name: encode_plain(v) if v.size else b""
+            for name, v in layout.index_values(keys).items()
+        }
+        crcs = {name: f"{crc32c(chunk):08x}" for name, chunk in chunks.items()}
+        metadata = geometry.root_metadata(layout.fingerprint, crcs)
+        self._config = digest(metadata)
+        if (root / ROOT).exists():
+            self._refuse_other(crcs)
+        files = {geometry.index_chunk(name)[0]: chunk for name, chunk in chunks.items() if chunk}
+        files |= dict(geometry.child_metadata())
+        for relative, content in [*files.items(), (ROOT, metadata)]:
+            _write_if_different(root / relative, content)
+
+    def _refuse_other(self, crcs: dict[str, str]) -> None:
+        found = read_manifest(self.path)
+        wanted = self.layout.geometry.manifest(self.layout.fingerprint, crcs)
+        differences = Fingerprint(found.manifest).diff(Fingerprint(wanted))
+        if differences:
+            raise FingerprintMismatch(
+                f"{self.path} holds another cache:\n  "
+                + "\n  ".join(differences)
+                + "\nGive another folder, delete this one, or go back to the old settings"
+            )
+
+    def _resume(self, check: bool) -> None:
+        """Keep the shards that ledger and files agree on; remove everything else."""
+        root, geometry = self.path, self.layout.geometry
+        found = read_ledger(root / LEDGER, tolerant=True)
+        for shard, entry in found.items():
+            if shard < geometry.n_shards and self._intact(shard, entry, check):
+                self._done[shard] = entry
+        kept = {
+            root / geometry.shard_path(s, shard) for s in geometry.stacks for shard in self._done
+        }
+        for path in sorted(root.rglob("*")):
+            chunk = path.is_file() and path.parts[len(root.parts) :][2:3] == ("c",)
+            stale = chunk and ACTIVATIONS in path.parts and path not in kept
+            if path.name.endswith(PARTIAL) or stale:
+                path.unlink()
+        if self.pending and (root / COMPLETE).exists():
+            (root / COMPLETE).unlink()
+            sync_folder(root)
+        if encode_ledger(found.values()) != encode_ledger(self._done.values()) or self.pending:
+            _write_if_different(root / LEDGER, encode_ledger(self._done.values()))
+
+    def _intact(self, shard: int, entry: Entry, check: bool) -> bool:
+        geometry = self.layout.geometry
+        crcs = {name: crc for name, (_, crc) in entry.files.items()}
+        if crcs.keys() != {s.name for s in geometry.stacks}:
+            return False
+        if entry != self.layout.entry(shard, crcs, self._config):
+            return False
+        for stack in geometry.stacks:
+            path = self.path / geometry.shard_path(stack, shard)
+            size, crc = entry.files[stack.name]
+            if not path.is_file() or path.stat().st_size != size:
+                return False
+            if check and f"{crc32c(read_exact(path, size)):08x}" != crc:
+                return False
+        return True
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Shards still to do."""
+        return tuple(s for s in range(self.layout.n_shards) if s not in self._done)
+
+    def samples_of(self, shard: int) -> Ints:
+        """Return the sample numbers of a shard, in packed order."""
+        return self.layout.samples_of(shard)
+
+    @contextmanager
+    def shard(self, number: int) -> Iterator[ShardBuffer]:
+        """Fill one shard; it is written when the block is left, and dropped if it raises.
+
+        Raises:
+            CacheError: the writer is closed, or an overlapped write failed meanwhile.
+            ShardMisaligned: a sample of the shard has not been put.
+            CacheFull: no space left; finished shards are safe.
+        """
+        self._check_open()
+        buffer = ShardBuffer(self.layout, number, self._spare.pop() if self._spare else None)
+        yield buffer
+        self.wait()
+        if self._thread is None:
+            self._write(buffer)
+        else:
+            buffer.check_full()
+            self._writing = self._thread.submit(self._write, buffer)
+
+    def _write(self, buffer: ShardBuffer) -> None:
+        entry = buffer.write(self.path, self._config)
+        append_synced(self.path / LEDGER, entry.to_line())
+        self._done[buffer.shard] = entry
+        self._spare.append(buffer.release())
+
+    def wait(self) -> None:
+        """Wait for the overlapped write, if any; its error is raised here."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def finish(self) -> None:
+        """Close the cache with its COMPLETE record and release the lock.
+
+        Raises:
+            CacheIncomplete: shards are pending.
+        """
+        self._check_open()
+        self.wait()
+        if self.pending:
+            raise CacheIncomplete(
+                f"{len(self.pending)} of {self.layout.n_shards} shards of {self.path} are pending "
+                f"(first: {self.pending[0]}); write them before finish()"
+            )
+        ledger = encode_ledger(self._done.values())
+        root = (self.path / ROOT).read_bytes()
+        _write_if_different(self.path / LEDGER, ledger)
+        _write_if_different(
+            self.path / COMPLETE, encode_complete(self.layout.geometry, root, ledger)
+        )
+        self.close()
+
+    def close(self) -> None:
+        """Let a running write end and release the lock; the cache can be resumed."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        self._spare.clear()
+        self._lock.release()
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            raise CacheError(f"the writer of {self.path} is closed; create it again to resume")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def _refuse_foreign(root: Path) -> None:
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise CacheError(f"{root} is a file; give the path of a folder")
+    foreign = sorted(
+        p.name for p in root.iterdir() if p.name not in _OURS and not p.name.endswith(PARTIAL)
+    )
+    if foreign:
+        raise CacheError(
+            f"{root} holds other things ({', '.join(foreign[:5])}); give an empty or a new folder"
+        )
+
+
+def _write_if_different(path: Path, content: bytes) -> None:
+    """Write a small file unless it already has this content."""
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return
+    make_folders(path.parent)
+    write_atomic(path, content)

@@ -1,0 +1,167 @@
+"""Zarr v3 metadata and shard files, as bytes: the JSON zarr-python would write, no more.
+
+An array of activations is `[n_blocks, n_taps, rows, *shape]`, its inner chunk one tap of one block
+followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks: the chunks in C order, then
+the index (offset and size of every chunk, uint64) and the CRC-32C of the index. Small arrays are
+one uncompressed chunk with a CRC-32C. Costs 4 bytes a chunk and 16 bytes an index entry.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import CacheDamaged
+from .files import crc32c, with_crc
+from .spec import Bytes, Ints
+
+CRC_BYTES = 4
+ENTRY_BYTES = 16
+MISSING = 2**64 - 1
+"""Offset and size of a chunk that is not there (beyond the end of the array)."""
+
+
+def encode_json(value: dict[str, Any]) -> bytes:
+    """Return the text of a `zarr.json`."""
+    return json.dumps(value, indent=2, allow_nan=False).encode()
+
+
+def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a group."""
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+def plain_array_metadata(shape: Sequence[int], data_type: str) -> dict[str, Any]:
+    """Return the metadata of a small array stored as one chunk."""
+    chunk = [max(1, n) for n in shape]
+    return _array(shape, data_type, chunk, _chunk_codecs(data_type))
+
+
+def sharded_array_metadata(
+    shape: Sequence[int],
+    data_type: str,
+    *,
+    blocks_per_shard: int,
+    attributes: dict[str, Any],
+    dimension_names: Sequence[str | None],
+) -> dict[str, Any]:
+    """Return the metadata of an array of activations, [n_blocks, n_taps, rows, *shape]."""
+    index_codecs = _chunk_codecs("uint64")
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [1, 1, *shape[2:]],
+            "codecs": _chunk_codecs(data_type),
+            "index_codecs": index_codecs,
+            "index_location": "end",
+        },
+    }
+    shard = [blocks_per_shard, *shape[1:]]
+    return _array(
+        shape, data_type, shard, [sharding], attributes=attributes, dimension_names=dimension_names
+    )
+
+
+def _array(
+    shape: Sequence[int],
+    data_type: str,
+    chunk: Sequence[int],
+    codecs: list[dict[str, Any]],
+    *,
+    attributes: dict[str, Any] | None = None,
+    dimension_names: Sequence[str | None] | None = None,
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0.0 if data_type.startswith("float") else 0,
+        "codecs": codecs,
+        "attributes": attributes or {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    if dimension_names is not None:
+        metadata["dimension_names"] = list(dimension_names)
+    return metadata
+
+
+def _chunk_codecs(data_type: str) -> list[dict[str, Any]]:
+    to_bytes: dict[str, Any] = {"name": "bytes"}
+    if data_type != "uint8":
+        to_bytes["configuration"] = {"endian": "little"}
+    return [to_bytes, {"name": "crc32c"}]
+
+
+def chunk_key(numbers: Sequence[int]) -> str:
+    """Return the path of a chunk inside its array's folder."""
+    return "/".join(["c", *map(str, numbers)])
+
+
+def plain_array_size(shape: Sequence[int], data_type: str) -> int:
+    """Return the bytes of the one chunk of a small array (0: no file)."""
+    count = math.prod(shape)
+    return count * np.dtype(data_type).itemsize + CRC_BYTES if count else 0
+
+
+def encode_plain(values: np.ndarray[Any, Any]) -> bytes:
+    """Return the chunk file of a small array (little-endian, CRC-32C at the end)."""
+    return with_crc(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+def shard_size(n_chunks: int, n_entries: int, chunk_bytes: int) -> int:
+    """Return the bytes of a shard file with `n_chunks` of `n_entries` chunks present."""
+    return n_chunks * (chunk_bytes + CRC_BYTES) + n_entries * ENTRY_BYTES + CRC_BYTES
+
+
+def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> None:
+    """Fill in the checksums and the index of a shard whose chunk bytes are in place.
+
+    Args:
+        raw: the file, `shard_size` bytes; each chunk is followed by room for its checksum.
+        n_chunks: chunks present, the first ones.
+        n_entries: chunks of a whole shard.
+        chunk_bytes: bytes of a chunk without its checksum.
+    """
+    stride = chunk_bytes + CRC_BYTES
+    for number in range(n_chunks):
+        end = number * stride + chunk_bytes
+        raw[end : end + CRC_BYTES] = _crc_bytes(raw[end - chunk_bytes : end])
+    index = np.full((n_entries, 2), MISSING, "<u8")
+    index[:n_chunks, 0] = np.arange(n_chunks, dtype=np.uint64) * stride
+    index[:n_chunks, 1] = stride
+    entries = index.reshape(-1).view(np.uint8)
+    raw[n_chunks * stride : -CRC_BYTES] = entries
+    raw[-CRC_BYTES:] = _crc_bytes(entries)
+
+
+def parse_index(tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int, where: str) -> Ints:
+    """Return the offsets of the first `n_chunks` chunks from the last bytes of a shard file.
+
+    Raises:
+        CacheDamaged: checksum, chunk size or offset is wrong; `where` names the file.
+    """
+    if crc_of(tail[-CRC_BYTES:]) != crc32c(tail[:-CRC_BYTES]):
+        raise CacheDamaged(f"the shard index of {where} fails its checksum; {WAY_OUT}")
+    entries = tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)[:n_chunks]
+    stride = chunk_bytes + CRC_BYTES
+    last = size - len(tail) - stride
+    if (entries[:, 1] != stride).any() or (entries[:, 0] > max(last, 0)).any():
+        raise CacheDamaged(f"the shard index of {where} points outside the file; {WAY_OUT}")
+    return entries[:, 0].astype(np.int64)
+
+
+WAY_OUT = "delete that file and extract again into the folder: only its shard is rewritten"
+
+
+def crc_of(data: Bytes) -> int:
+    """Return the stored checksum in 4 little-endian bytes."""
+    return int.from_bytes(data.tobytes(), "little")
+
+
+def _crc_bytes(data: Bytes) -> Bytes:
+    return np.frombuffer(crc32c(data).to_bytes(4, "little"), np.uint8)
