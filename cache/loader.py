@@ -5,7 +5,8 @@ permuted before packing, so this is as good as a full shuffle (a cache of at mos
 gets exactly that), while the disk is read block by block, once an epoch. The order does not depend
 on the tier, the memory, or the speed of any thread.
 
-Tiers: "host" keeps every block it needs in memory after its first touch; "disk" keeps a window of
+Tiers: "host" keeps every block it needs in memory after its first touch, shared by the loaders of
+one `Cache` object and the same taps; "disk" keeps a window of
 blocks and prepares the next batches in a thread. Cost of a batch from memory: one copy of its rows.
 """
 
@@ -95,14 +96,18 @@ class Loader:
         self.drop_last, self.window = drop_last, window
         limit = available_memory() // 2 if memory_limit is None else memory_limit
         self._plan_memory(tier, limit)
-        self._store = cache.store(self.taps, self.capacity)
+        whole = cache.geometry.n_blocks * self._block_bytes
+        if self.tier == "host" and whole <= limit:  # one copy for training and evaluation
+            self._store = cache.shared_store(self.taps)
+        else:
+            self._store = cache.store(self.taps, self.capacity)
 
     def _plan_memory(self, tier: Tier, limit: int) -> None:
         """Set `tier`, `tier_reason`, `capacity` (blocks held) and `memory_bytes` (at most used)."""
         if tier not in ("auto", "host", "disk"):
             raise ValueError(f"tier {tier!r} is not one of auto, host, disk")
         geometry = self.cache.geometry
-        block = geometry.chunk_bytes(self.stack) * len(self.taps)
+        block = self._block_bytes = geometry.chunk_bytes(self.stack) * len(self.taps)
         needed = len(np.unique(self._blocks_touched()))
         counts = np.sort(self.cache.row_counts(self.stack, self._segments.reshape(-1)))
         rows = int(counts[-self.batch_size * self._segments.shape[1] :].sum())

@@ -59,8 +59,8 @@ def read_manifest(path: Path) -> Manifest:
         raise
     except (CacheError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CacheDamaged(
-            f"{file} is damaged or was edited ({type(error).__name__}: {str(error)[:500]}); restore "
-            "it, or delete the folder and extract again"
+            f"{file} is damaged or was edited ({type(error).__name__}: {str(error)[:400]}); "
+            "restore it, or delete the folder and extract again"
         ) from error
     return Manifest(
         path=path,

@@ -3,11 +3,13 @@
 Opening reads the index (about 90 bytes a sample) and stats every shard file; no activations.
 """
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -54,6 +56,8 @@ class Cache:
         self._keys: Bytes = index["keys"]
         self._ids = index["row_id_bytes"]
         self._id_offsets: Ints = index["row_id_offsets"]
+        self._lock = threading.Lock()
+        self._shared: WeakValueDictionary[tuple[str, ...], BlockStore] = WeakValueDictionary()
         _check_table(self)
         self._readers = {
             stack.name: ChunkReader(self.path, self.geometry, stack, finished, verify)
@@ -185,6 +189,14 @@ class Cache:
         """Return room in memory for `capacity` blocks of some taps of one stack."""
         stack, numbers = self.stack_of(taps)
         return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity)
+
+    def shared_store(self, taps: Sequence[str]) -> BlockStore:
+        """Return room for all blocks, shared by all who ask for the same taps in the same order."""
+        with self._lock:
+            store = self._shared.get(tuple(taps))
+            if store is None:
+                store = self._shared[tuple(taps)] = self.store(taps, self.geometry.n_blocks)
+            return store
 
     def read_block(self, stack: Stack, block: int, taps: Sequence[int], into: list[Bytes]) -> None:
         """Read taps of one block of a stack; see `ChunkReader.read_block`."""

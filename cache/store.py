@@ -5,6 +5,7 @@ tap from it. Gathering the same samples gives the same numbers whatever the capa
 `capacity` blocks of the chosen taps, committed page by page as they are touched.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from .spec import TORCH_TYPES, Ints
 
 
 class BlockStore:
-    """Some taps of some blocks of one stack, held in host memory.
+    """Some taps of some blocks of one stack, held in host memory; safe to share between threads.
 
     Args:
         reader: of the stack.
@@ -43,6 +44,7 @@ class BlockStore:
         chunks = (len(self._taps), self.capacity, geometry.chunk_bytes(stack))
         self._bytes = self._slab.view(torch.uint8).view(chunks).numpy()
         self._place: OrderedDict[int, int] = OrderedDict()  # block -> place, oldest first
+        self._lock = threading.Lock()
         self._free = list(range(self.capacity - 1, -1, -1))
 
     def gather(self, blocks: Ints, rows: Ints) -> Tensor:
@@ -55,20 +57,27 @@ class BlockStore:
         out = torch.empty(
             (len(self._taps), len(blocks), self._slab.shape[2]), dtype=self._slab.dtype
         )
-        needed, which = np.unique(blocks, return_inverse=True)
+        with self._lock:
+            self._gather(blocks, rows, out)
+        return out.view(len(self._taps), len(blocks), *self._shape)
+
+    def _gather(self, blocks: Ints, rows: Ints, out: Tensor) -> None:
+        needed, which, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+        if len(needed) <= self.capacity:
+            places = np.array(self.ensure(needed), np.int64)
+            index = torch.from_numpy(places[which] * self._rows + rows)
+            for source, target in zip(self._slab, out, strict=True):
+                torch.index_select(source, 0, index, out=target)
+            return
+        by_block = np.argsort(which, kind="stable")
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         for low in range(0, len(needed), self.capacity):
             part = needed[low : low + self.capacity]
             places = np.array(self.ensure(part), np.int64)
-            if len(part) == len(needed):
-                index = torch.from_numpy(places[which] * self._rows + rows)
-                for source, target in zip(self._slab, out, strict=True):
-                    torch.index_select(source, 0, index, out=target)
-                break
-            inside = np.flatnonzero((which >= low) & (which < low + len(part)))
+            inside = by_block[ends[low] : ends[low + len(part)]]
             index = torch.from_numpy(places[which[inside] - low] * self._rows + rows[inside])
             for source, target in zip(self._slab, out, strict=True):
-                target[torch.from_numpy(inside)] = source[index]
-        return out.view(len(self._taps), len(blocks), *self._shape)
+                target.index_copy_(0, torch.from_numpy(inside), source.index_select(0, index))
 
     def ensure(self, blocks: Ints) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from .errors import CacheError, CacheIncomplete, FingerprintMismatch
 from .files import (
@@ -161,8 +161,7 @@ class CacheWriter:
         if self.pending and (root / COMPLETE).exists():
             (root / COMPLETE).unlink()
             sync_folder(root)
-        if encode_ledger(found.values()) != encode_ledger(self._done.values()) or self.pending:
-            _write_if_different(root / LEDGER, encode_ledger(self._done.values()))
+        _write_if_different(root / LEDGER, encode_ledger(self._done.values()))
 
     def _intact(self, shard: int, entry: Entry, check: bool) -> bool:
         geometry = self.layout.geometry
@@ -199,6 +198,8 @@ class CacheWriter:
             CacheFull: no space left; finished shards are safe.
         """
         self._check_open()
+        if self._writing is not None and self._writing.done():
+            self.wait()
         buffer = ShardBuffer(self.layout, number, self._spare.pop() if self._spare else None)
         yield buffer
         self.wait()
@@ -255,8 +256,12 @@ class CacheWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.close()
 
 
 def _refuse_foreign(root: Path) -> None:
