@@ -1,0 +1,126 @@
+"""SideClassifier: side network, pooling over tokens and a head for classification or regression.
+
+Legend: B examples, S segments (1: a sentence or joint pair, 2: two sentences encoded separately),
+L tokens (padded), T valid tokens (packed), N targets, E features, P pooled width.
+Price: the side network's GEMMs; pooling and head are below a hundredth of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from .config import SideNetworkConfig
+from .layers import check_choice
+from .pooling import TokenPooling, TokenPoolingKind
+
+__all__ = ["Prediction", "SideClassifier"]
+
+Activation = Literal["gelu", "relu", "tanh"]
+
+
+class Prediction(NamedTuple):
+    """What a `SideClassifier` returns."""
+
+    logits: Tensor
+    """``[B, num_outputs]``."""
+    confidence: Tensor
+    """How much each target layer counts for each example, ``[B, N]``; the mean over segments."""
+
+
+class SideClassifier(nn.Module):
+    """A trainable classifier or regressor over the recorded states of a frozen model.
+
+    The last state given is the anchor, the others are the targets. Two segments are combined as
+    ``(u, v, |u - v|, u * v)``.
+
+    Args:
+        side: the side network's options; ``anchor`` must be "tokens".
+        num_outputs: classes, or 1 for regression.
+        pooling: over the valid tokens, see `TokenPooling`.
+        dropout: probability on the pooled vector and on the hidden layer.
+        segments: 1 or 2.
+        norm: LayerNorm on the pooled vector.
+        hidden: width of a hidden layer (GELU) before the output; 0 for a linear head.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: SideNetworkConfig,
+        num_outputs: int,
+        pooling: TokenPoolingKind = "meanmax",
+        dropout: float = 0.1,
+        segments: int = 1,
+        norm: bool = True,
+        hidden: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("pooling", pooling, TokenPoolingKind)
+        if segments not in (1, 2):
+            raise ValueError(f"segments={segments} is not supported; use 1 or 2")
+        if num_outputs < 1:
+            raise ValueError(f"num_outputs={num_outputs}; give the number of classes, or 1")
+        if side.anchor != "tokens":
+            raise ValueError("SideClassifier needs a side network with anchor='tokens'")
+        self.config: dict[str, Any] = {
+            "side": side.to_dict(),
+            "num_outputs": num_outputs,
+            "pooling": pooling,
+            "dropout": dropout,
+            "segments": segments,
+            "norm": norm,
+            "hidden": hidden,
+        }
+        self.segments = segments
+        self.side = side.build()
+        self.pooling = TokenPooling(self.side.out_width, kind=pooling)
+        pooled = self.pooling.out_width
+        width = pooled if segments == 1 else 4 * pooled
+        self.norm = nn.LayerNorm(pooled) if norm else nn.Identity()
+        layers: list[nn.Module] = [nn.Dropout(dropout)]
+        if hidden:
+            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear(hidden or width, num_outputs))
+        self.head = nn.Sequential(*layers)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a `config` dict, with freshly initialised parameters."""
+        options = dict(config)
+        return cls(side=SideNetworkConfig.from_dict(options.pop("side")), **options)
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Prediction:
+        """Predict from recorded states, padded or packed.
+
+        Args:
+            states: ``[N + 1, S B, L, D]`` padded or ``[N + 1, T, D]`` packed; the last is the
+                anchor. With two segments all first sentences come before all second ones.
+            mask: ``[S B, L]``, true at valid tokens (padded only; None if all are).
+            offsets: ``LongTensor [S B + 1]`` (packed only).
+
+        Raises:
+            ValueError: if the shapes do not fit the options or each other.
+        """
+        expected = 3 if offsets is not None else 4
+        if states.dim() != expected:
+            raise ValueError(
+                f"states have shape {list(states.shape)}; give [taps, B, L, D] with a mask, "
+                "or packed [taps, T, D] with offsets"
+            )
+        side = self.side(states[-1], states[:-1], mask=mask, offsets=offsets)
+        pooled = self.norm(self.pooling(side.features, mask=mask, offsets=offsets))  # [S B, P]
+        confidence = side.confidence
+        if self.segments == 2:
+            first, second = pooled.unflatten(0, (2, -1)).unbind(0)
+            pooled = torch.cat((first, second, (first - second).abs(), first * second), -1)
+            confidence = confidence.unflatten(0, (2, -1)).mean(0)
+        return Prediction(self.head(pooled), confidence)

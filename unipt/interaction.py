@@ -1,0 +1,116 @@
+"""Parallel interaction and confidence aggregation, the two equations every variant shares.
+
+Legend: G samples of one length (or a padded batch), N layers, Q anchor tokens, L target tokens,
+d side width.
+
+    S_i = relu((a t_i^T) * m)                     l1-normalised over the keys: A_i = S_i / |S_i| + R
+    p   = softmax_i(w . (mean(a) * mean(t_i)) + b)
+    out = sum_i p_i A_i t_i
+
+R is the residual: the identity, the row of one position, or nothing. Two identities keep it
+cheap: ``w . (mean(a) * mean(t_i)) = mean_l(t_i[l] . (w * mean(a)))``, so the gate is one more
+query row of the same GEMM; and ``sum_i p_i A_i t_i = [p_1 A_1 | .. | p_N A_N] [t_1; ..; t_N]``,
+so the layers are summed inside one GEMM and no u_i [N, L, d] is ever written. Price, whatever the
+variant: two GEMMs [Q + 1, d] x [d, N L] and [Q, N L] x [N L, d] a sample (UniPT, arXiv 2308.14316,
+section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["EpsMode", "Residual", "aggregate", "attend", "l1_normalize", "residual_rows"]
+
+EpsMode = Literal["add", "clamp"]
+Residual = Literal["identity", "position", "none"]
+
+
+def l1_normalize(scores: Tensor, *, eps: float, eps_mode: EpsMode) -> Tensor:
+    """Divide non-negative scores by their sum over the last dimension.
+
+    Args:
+        scores: ``[..., L]``, not negative.
+        eps: guards rows of zeros, which stay zero.
+        eps_mode: "add" divides by ``sum + eps``, "clamp" by ``max(sum, eps)``.
+    """
+    total = scores.sum(-1, keepdim=True)
+    return scores / (total + eps if eps_mode == "add" else total.clamp_min(eps))
+
+
+def attend(
+    query: Tensor, keys: Tensor, mask: Tensor | None, *, eps: float, eps_mode: EpsMode
+) -> Tensor:
+    """Relu attention ``l1(relu(q k^T * m)) k`` without residual.
+
+    Args:
+        query: ``[..., Q, d]``.
+        keys: ``[..., L, d]``, also the values.
+        mask: ``[..., L]``, true at valid keys, or None.
+        eps: see `l1_normalize`.
+        eps_mode: see `l1_normalize`.
+
+    Returns:
+        ``[..., Q, d]``.
+    """
+    scores = F.relu(query @ keys.transpose(-1, -2))  # [..., Q, L]
+    if mask is not None:
+        scores = scores * mask[..., None, :].to(scores.dtype)
+    return l1_normalize(scores, eps=eps, eps_mode=eps_mode) @ keys
+
+
+def residual_rows(residual: Residual, anchor: Tensor, length: int, position: Tensor) -> Tensor:
+    """Return R as ``[1 or G, Q, L]``: the identity, or a one at each sample's position."""
+    if residual == "identity":
+        return torch.eye(length, dtype=anchor.dtype, device=anchor.device)[None]
+    steps = torch.arange(length, device=anchor.device)
+    return (steps == position[:, None])[:, None].to(anchor.dtype)  # [G, 1, L]
+
+
+def aggregate(
+    anchor: Tensor,
+    targets: Tensor,
+    gate_query: Tensor,
+    gate_bias: Tensor,
+    *,
+    mask: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    eps_mode: EpsMode,
+) -> tuple[Tensor, Tensor]:
+    """Interaction and aggregation of one batch of equal (or padded) length.
+
+    Args:
+        anchor: a, ``[G, Q, d]``.
+        targets: t, ``[G, N, L, d]``.
+        gate_query: ``w * mean(a)``, ``[G, d]``.
+        gate_bias: b, ``[1]``.
+        mask: ``[G, L]``, true at valid target tokens, or None if all are.
+        residual: R from `residual_rows`, or None.
+        eps: see `l1_normalize`.
+        eps_mode: see `l1_normalize`.
+
+    Returns:
+        ``sum_i p_i u_i`` of shape ``[G, Q, d]`` and the confidence p, ``[G, N]``.
+    """
+    layers = targets.shape[1]
+    keys = targets.flatten(1, 2)  # [G, N L, d]
+    queries = torch.cat((anchor, gate_query[:, None]), 1)  # [G, Q + 1, d]
+    scores = torch.bmm(queries, keys.transpose(1, 2))  # [G, Q + 1, N L]
+    scores = scores.view(*scores.shape[:2], layers, -1)  # [G, Q + 1, N, L]
+    gate, scores = scores[:, -1], F.relu(scores[:, :-1])
+    if mask is None:
+        gate = gate.mean(-1)  # [G, N]
+    else:
+        valid = mask.to(scores.dtype)
+        scores = scores * valid[:, None, None]
+        gate = (gate * valid[:, None]).sum(-1) / valid.sum(-1, keepdim=True)
+    confidence = torch.softmax(gate + gate_bias, -1)  # [G, N]
+    weights = l1_normalize(scores, eps=eps, eps_mode=eps_mode)  # [G, Q, N, L]
+    if residual is not None:
+        weights = weights + residual[:, :, None]
+    weights = weights * confidence[:, None, :, None]
+    return torch.bmm(weights.flatten(2), keys), confidence

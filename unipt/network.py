@@ -1,0 +1,274 @@
+"""SideNetwork: every token variant of UniPT as options of one module, on padded or packed tokens.
+
+Legend: B samples, L tokens (padded), T valid tokens (packed), N targets, D backbone width,
+d side width, E output width.
+
+    a = Down_a(anchor)    t_i = Down_i(target_i)    p = softmax_i(gate)    u_i = A_i t_i
+    o = a + P(sum_i p_i u_i)        y = Up(o) [+ anchor]
+
+Price of a step: N + 1 GEMMs [T, D] x [D, d] forward and as many for the weight gradients; the rest
+is about a tenth of that at d = D / 4. Packed batches are worked on in groups of equal length, so
+padding is never multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .interaction import EpsMode, Residual, aggregate, residual_rows
+from .layers import (
+    Activation,
+    Down,
+    InputNorm,
+    Norm,
+    Projection,
+    ProjectionKind,
+    Up,
+    UpKind,
+    check_choice,
+)
+from .packed import check_offsets, group_by_length, invert, permute_rows, segment_mean
+
+__all__ = ["AnchorKind", "SideNetwork", "SideOutput"]
+
+AnchorKind = Literal["tokens", "vector"]
+
+
+class SideOutput(NamedTuple):
+    """What a side network returns."""
+
+    features: Tensor
+    """``[B, L, E]`` padded, ``[T, E]`` packed, ``[B, E]`` with a vector anchor."""
+    confidence: Tensor
+    """p, how much each target layer counts for each sample, ``[B, N]``; rows sum to 1."""
+
+
+class SideNetwork(nn.Module):
+    """The UniPT side network over token states (arXiv 2308.14316).
+
+    Args:
+        widths: width of each target layer, in order.
+        anchor_width: width of the anchor.
+        side_width: d.
+        out_width: E; ignored when ``up="none"``.
+        anchor: "tokens" = one state per token, masked like the targets; "vector" = one embedding
+            per sample (CLIP4Clip).
+        down_activation: "relu" applies a ReLU before every Down.
+        down_norm: norm after every Down.
+        input_norm: normalisation of the states before Down, see `unipt.layers.Down`.
+        eps: guards the l1 norm of the attention.
+        eps_mode: "add" = sum + eps, "clamp" = max(sum, eps).
+        residual: added to the attention: "identity", "position" (the row of one token per sample,
+            given as ``position`` in the call, the first by default), or "none".
+        projection: P, "none", "linear" or "mlp".
+        projection_width: inner width of the "mlp".
+        projection_norm: norm after P.
+        up: from d to E, "none", "linear", "relu_linear" or "relu_linear_norm".
+        add_anchor: add the anchor as given to the output (needs E = anchor width).
+        norm_eps: eps of every LayerNorm and BatchNorm.
+
+    Raises:
+        ValueError: if an option is unknown or options contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        anchor_width: int,
+        side_width: int,
+        out_width: int,
+        anchor: AnchorKind = "tokens",
+        down_activation: Activation = "none",
+        down_norm: Norm = "layer",
+        input_norm: InputNorm = "none",
+        eps: float = 1e-8,
+        eps_mode: EpsMode = "add",
+        residual: Residual = "identity",
+        projection: ProjectionKind = "linear",
+        projection_width: int = 0,
+        projection_norm: Norm = "layer",
+        up: UpKind = "relu_linear",
+        add_anchor: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        check_choice("anchor", anchor, AnchorKind)
+        check_choice("residual", residual, Residual)
+        check_choice("eps_mode", eps_mode, EpsMode)
+        if not widths:
+            raise ValueError("widths is empty; a side network needs at least one target layer")
+        if residual == "identity" and anchor == "vector":
+            raise ValueError("residual='identity' needs anchor='tokens'; use 'position' or 'none'")
+        self.widths = tuple(widths)
+        self.anchor_kind, self.residual = anchor, residual
+        self.eps, self.eps_mode = eps, eps_mode
+        self.add_anchor = add_anchor
+        self.side_width = side_width
+        self.out_width = side_width if up == "none" else out_width
+        if add_anchor and self.out_width != anchor_width:
+            raise ValueError(
+                f"add_anchor needs out_width == anchor_width, got {self.out_width} and "
+                f"{anchor_width}; set out_width={anchor_width} or add_anchor=False"
+            )
+        self.anchor_down, self.target_down = (
+            Down(
+                inputs,
+                side_width,
+                activation=down_activation,
+                norm=down_norm,
+                norm_eps=norm_eps,
+                input_norm=input_norm,
+            )
+            for inputs in ((anchor_width,), self.widths)
+        )
+        self.gate = nn.Linear(side_width, 1)
+        self.projection = Projection(
+            side_width,
+            kind=projection,
+            hidden=projection_width,
+            norm=projection_norm,
+            norm_eps=norm_eps,
+        )
+        self.up = Up(side_width, out_width, kind=up, norm_eps=norm_eps)
+
+    def forward(
+        self,
+        anchor: Tensor,
+        targets: Tensor | Sequence[Tensor],
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> SideOutput:
+        """Run on padded states, or on packed ones if ``offsets`` is given.
+
+        Args:
+            anchor: ``[B, L, Da]`` padded, ``[T, Da]`` packed; ``[B, Da]`` for a vector anchor.
+            targets: ``[N, B, L, D]`` padded, ``[N, T, D]`` packed, or N tensors of own widths.
+            mask: ``[B, L]``, true (or 1) at valid tokens; None if all are. Padded only.
+            offsets: ``LongTensor [B + 1]`` of the packed samples.
+            position: ``LongTensor [B]``, token of ``residual="position"`` within each sample.
+
+        Returns:
+            features and confidence; features at padded positions are undefined.
+
+        Raises:
+            ValueError: if shapes, mask and offsets do not fit each other.
+        """
+        if mask is not None and offsets is not None:
+            raise ValueError("give mask (padded states) or offsets (packed states), not both")
+        a, t = self.reduce(anchor, targets)
+        mixed, confidence = self.mix(a, t, mask=mask, offsets=offsets, position=position)
+        features: Tensor = self.up(mixed)
+        if self.add_anchor:
+            features = features + anchor.to(features.dtype)
+        return SideOutput(features, confidence)
+
+    def reduce(self, anchor: Tensor, targets: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a ``[..., d]`` and t ``[N, ..., d]``, the Down of anchor and targets."""
+        return self.anchor_down(anchor[None])[0], self.target_down(targets)
+
+    def mix(
+        self,
+        anchor: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``o = a + P(sum_i p_i u_i)`` ``[..., d]`` and p ``[B, N]`` from reduced states."""
+        if offsets is None:
+            mixed, confidence = self._mix_padded(anchor, targets, mask, position)
+        else:
+            mixed, confidence = self._mix_packed(anchor, targets, offsets, position)
+        return anchor + self.projection(mixed), confidence
+
+    def _aggregate(
+        self,
+        anchor: Tensor,
+        targets: Tensor,
+        pooled: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mix anchor ``[G, Q, d]``, targets ``[G, N, L, d]`` and the pooled anchor ``[G, d]``."""
+        residual = None
+        if self.residual != "none":
+            if position is None:
+                position = torch.zeros(1, dtype=torch.long, device=anchor.device)
+            residual = residual_rows(self.residual, anchor, targets.shape[2], position)
+        return aggregate(
+            anchor,
+            targets,
+            pooled * self.gate.weight[0],
+            self.gate.bias,
+            mask=mask,
+            residual=residual,
+            eps=self.eps,
+            eps_mode=self.eps_mode,
+        )
+
+    def _mix_padded(
+        self, anchor: Tensor, targets: Tensor, mask: Tensor | None, position: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        targets = targets.transpose(0, 1)  # [B, N, L, d]
+        if self.anchor_kind == "vector":
+            mixed, confidence = self._aggregate(anchor[:, None], targets, anchor, mask, position)
+            return mixed[:, 0], confidence
+        if mask is None:
+            pooled = anchor.mean(1)
+        else:
+            valid = mask.to(anchor.dtype)
+            pooled = (anchor * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+        return self._aggregate(anchor, targets, pooled, mask, position)
+
+    def _mix_packed(
+        self, anchor: Tensor, targets: Tensor, offsets: Tensor, position: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        layers, tokens, width = targets.shape
+        check_offsets(offsets, tokens)
+        groups = group_by_length(offsets)
+        by_tokens = self.anchor_kind == "tokens"
+        pooled = segment_mean(anchor, offsets) if by_tokens else anchor  # [B, d]
+        pooled = permute_rows(pooled, groups.samples)
+        anchor = permute_rows(anchor, groups.tokens) if by_tokens else pooled
+        if position is not None:
+            position = position[groups.samples]
+        rows = layer_rows(groups.tokens, groups.sizes, layers)  # [N T], ordered (group, n, l)
+        ordered = permute_rows(targets.reshape(-1, width), rows)
+        mixed, confidence, sample = [], [], 0
+        parts = torch.split(ordered, [layers * count * length for count, length in groups.sizes])
+        anchors = torch.split(anchor, [c * (n if by_tokens else 1) for c, n in groups.sizes])
+        for part, query, (count, length) in zip(parts, anchors, groups.sizes, strict=True):
+            own = slice(sample, sample + count)
+            output, trust = self._aggregate(
+                query.view(count, -1, width),
+                part.view(count, layers, length, width),
+                pooled[own],
+                None,
+                None if position is None else position[own],
+            )
+            mixed.append(output.flatten(0, 1))
+            confidence.append(trust)
+            sample += count
+        back = invert(groups.tokens if by_tokens else groups.samples)
+        return (
+            permute_rows(torch.cat(mixed), back),
+            permute_rows(torch.cat(confidence), invert(groups.samples)),
+        )
+
+
+def layer_rows(tokens: Tensor, sizes: Sequence[tuple[int, int]], layers: int) -> Tensor:
+    """Rows of ``[N, T]`` flattened, so that each sample's ``[N, L]`` block lies together."""
+    steps = torch.arange(layers, device=tokens.device)[:, None] * tokens.shape[0]  # [N, 1]
+    parts = torch.split(tokens, [count * length for count, length in sizes])
+    rows = [
+        (part.view(count, 1, length) + steps).flatten()
+        for part, (count, length) in zip(parts, sizes, strict=True)
+    ]
+    return torch.cat(rows)

@@ -1,0 +1,89 @@
+"""From token features to one vector: plain token poolings and the generalized pooling operator.
+
+Legend: B samples, L tokens (padded), T valid tokens (packed), E features.
+Price: a few passes over the features; GPO adds a sort of each feature column and a GRU over L
+positions of width 32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .packed import segment_max, segment_mean, segment_softmax
+
+__all__ = ["TokenPooling", "TokenPoolingKind"]
+
+TokenPoolingKind = Literal["mean", "first", "last", "max", "meanmax", "attention"]
+
+
+class TokenPooling(nn.Module):
+    """Pool the valid tokens of each sample.
+
+    Args:
+        width: E.
+        kind: "mean", "max", "meanmax" (both, 2 E wide), "first" or "last" valid token, or
+            "attention" (a learned softmax weight per token).
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+
+    def __init__(self, width: int, *, kind: TokenPoolingKind = "mean") -> None:
+        super().__init__()
+        if kind not in get_args(TokenPoolingKind):
+            raise ValueError(f"pooling={kind!r}; choose one of {get_args(TokenPoolingKind)}")
+        self.kind = kind
+        self.out_width = 2 * width if kind == "meanmax" else width
+        self.score = nn.Linear(width, 1, bias=False) if kind == "attention" else None
+
+    def forward(
+        self, features: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Tensor:
+        """Pool ``[B, L, E]`` with mask ``[B, L]``, or ``[T, E]`` with offsets ``[B + 1]``.
+
+        Returns:
+            ``[B, out_width]``.
+        """
+        if offsets is not None:
+            return self._packed(features, offsets)
+        if mask is None:
+            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return self._padded(features, mask.bool())
+
+    def _packed(self, features: Tensor, offsets: Tensor) -> Tensor:
+        if self.kind == "first":
+            return features[offsets[:-1]]
+        if self.kind == "last":
+            return features[offsets[1:] - 1]
+        if self.score is not None:
+            weights = segment_softmax(self.score(features)[:, 0], offsets)  # [T]
+            lengths = (offsets[1:] - offsets[:-1])[:, None].to(features.dtype)
+            return segment_mean(features * weights[:, None], offsets) * lengths
+        parts = []
+        if "mean" in self.kind:
+            parts.append(segment_mean(features, offsets))
+        if "max" in self.kind:
+            parts.append(segment_max(features, offsets))
+        return torch.cat(parts, -1)
+
+    def _padded(self, features: Tensor, mask: Tensor) -> Tensor:
+        valid = mask[..., None]  # [B, L, 1]
+        if self.kind in ("first", "last"):
+            steps = mask.to(torch.long).cumsum(1)  # 1 at the first valid token
+            wanted = torch.ones_like(steps[:, -1:]) if self.kind == "first" else steps[:, -1:]
+            chosen = mask & (steps == wanted)  # [B, L], one per row
+            return torch.where(chosen[..., None], features, 0.0).sum(1)
+        if self.score is not None:
+            scores = self.score(features).masked_fill(~valid, -torch.inf)
+            weights = torch.softmax(scores, 1)
+            return (torch.where(valid, features, 0.0) * weights).sum(1)
+        parts = []
+        if "mean" in self.kind:
+            total = torch.where(valid, features, 0.0).sum(1)
+            parts.append(total / valid.sum(1).to(features.dtype))
+        if "max" in self.kind:
+            parts.append(features.masked_fill(~valid, -torch.inf).amax(1))
+        return torch.cat(parts, -1)
