@@ -1,0 +1,46 @@
+"""Frozen text models with named taps: one small file per family, and a generic discovery."""
+
+from pipeline.backbones import (
+    albert,
+    bert,
+    deberta,
+    distilbert,
+    gpt2,
+    gpt_neox,
+    llama,
+    modernbert,
+    opt,
+    roberta,
+)
+from pipeline.backbones.encoding import Encoded, length_batches
+from pipeline.backbones.family import (
+    FAMILIES,
+    BackboneError,
+    Family,
+    register_family,
+    select_taps,
+)
+from pipeline.backbones.frozen import NotFrozen, check_frozen
+from pipeline.backbones.loading import load_backbone
+from pipeline.backbones.registry import Registry
+from pipeline.backbones.text import TextBackbone
+
+__all__ = [
+    "FAMILIES",
+    "BackboneError",
+    "Encoded",
+    "Family",
+    "NotFrozen",
+    "Registry",
+    "TextBackbone",
+    "check_frozen",
+    "length_batches",
+    "load_backbone",
+    "register_family",
+    "select_taps",
+]
+
+_FAMILY_FILES = (
+    *(albert, bert, deberta, distilbert, gpt2),
+    *(gpt_neox, llama, modernbert, opt, roberta),
+)

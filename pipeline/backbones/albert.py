@@ -1,0 +1,13 @@
+"""ALBERT: one group of weights, called once a layer."""
+
+from pipeline.backbones.family import Family, register_family
+
+ALBERT = register_family(
+    Family(
+        name="albert",
+        model_types=("albert",),
+        embeddings=("encoder.embedding_hidden_mapping_in",),  # at the width of the layers
+        layers="encoder.albert_layer_groups",
+        shared_layers=True,
+    )
+)

@@ -1,0 +1,221 @@
+"""A frozen text model with named taps: text in, packed states of the valid tokens out.
+
+Every batch is padded on the right, whatever the tokenizer prefers, and masked: a causal model's
+valid tokens then keep their positions, and the padding is dropped before anything is kept. The
+pad token is therefore any id where a tokenizer has none. B inputs, L longest, T valid tokens.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cache import TapSpec
+from pipeline.backbones.encoding import Encoded, encode, length_batches
+from pipeline.backbones.family import FAMILIES, BackboneError, Family, select_taps
+from pipeline.backbones.fingerprint import tokenizer_digest, weights_digest
+from pipeline.backbones.generic import discover_taps
+from pipeline.backbones.trace import Trace, no_kv_cache, trace
+from pipeline.inputs import TextInput
+from unipt.recorder import TapRecorder
+
+DEFAULT_MAX_LENGTH = 512
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
+CPU_PASS_TOKENS, GPU_PASS_TOKENS = 64, 2048
+"""Fixed cost of one forward pass, in tokens computed meanwhile."""
+
+
+class TextBackbone:
+    """A text model, its tokenizer and its taps.
+
+    Args:
+        model: a transformers model that returns `last_hidden_state`.
+        tokenizer: its tokenizer.
+        name: what to call it in messages.
+        taps: glob patterns of the taps to record; None takes all.
+        max_length: longest input in tokens, special ones included; None takes the least of what
+            the tokenizer and the model's positions allow and `DEFAULT_MAX_LENGTH`.
+        autocast: compute type of `torch.autocast`; None runs in the weights' own type.
+        digest: the weights' digest, if it was taken before they were cast.
+
+    Attributes:
+        taps: the selected taps, in the order of computation.
+        tap_modules: tap name -> module path, of the selected taps.
+        all_taps: the names of every tap of the model.
+
+    Raises:
+        BackboneError: the model cannot be tapped, a pattern matches no tap, or `max_length` is
+            beyond the model's positions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        taps: Sequence[str] | None = None,
+        max_length: int | None = None,
+        autocast: torch.dtype | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self.model: Any = model
+        self.tokenizer, self.name, self.autocast = tokenizer, name, autocast
+        self.config: Any = model.config
+        self._digest = digest
+        seen = trace(model)
+        family, known = _known_taps(model, self.config, seen)
+        self.family = family.name if family else "generic"
+        self.all_taps = tuple(known)
+        self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}
+        self.taps = tuple(
+            TapSpec(name=tap, kind="tokens", shape=(seen.emitted[path].shape[-1],))
+            for tap, path in self.tap_modules.items()
+        )
+        self.max_length = _max_length(max_length, self.config, tokenizer, family, name)
+        self._extra = no_kv_cache(model)
+        self.token_types = _takes_token_types(model, self.config, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the arithmetic."""
+        stored: torch.dtype = next(self.model.parameters()).dtype
+        return self.autocast or stored
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Id that fills a batch; never looked at, but RoBERTa counts positions by it."""
+        rows = self.model.get_input_embeddings().num_embeddings
+        ids = (self.tokenizer.pad_token_id, getattr(self.config, "pad_token_id", None))
+        return next((i for i in ids if i is not None and 0 <= i < rows), 0)
+
+    def batches(
+        self, samples: NDArray[np.int64], lengths: NDArray[np.int64], batch_tokens: int | None
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield `samples` in the batches of the forward passes; see `length_batches`.
+
+        Args:
+            samples: sample numbers, int64 [m].
+            lengths: tokens of every sample, int64 [n].
+            batch_tokens: bound of a pass, in tokens with padding; None takes what was fastest:
+                small on a CPU, where padding costs most, large on a GPU.
+        """
+        on_cpu = self.device.type == "cpu"
+        bound = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
+        pass_tokens = CPU_PASS_TOKENS if on_cpu else GPU_PASS_TOKENS
+        return length_batches(samples, lengths, bound, pass_tokens=pass_tokens)
+
+    def encode(self, inputs: Iterable[TextInput]) -> Encoded:
+        """Tokenise `inputs`, at most `max_length` tokens each; cuts are flagged."""
+        return encode(
+            self.tokenizer, inputs, max_length=self.max_length, token_types=self.token_types
+        )
+
+    def batch(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Return the padded model arguments of `encoded` on the model's device, [B, L] each."""
+        longest = int(encoded.lengths.max(initial=1))
+        valid = np.arange(longest) < encoded.lengths[:, None]  # [B, L]
+        ids = np.full(valid.shape, self.pad_id, dtype=np.int64)
+        ids[valid] = encoded.tokens
+        arrays = {"input_ids": ids, "attention_mask": valid.astype(np.int64)}
+        if encoded.types is not None:
+            arrays["token_type_ids"] = np.zeros_like(ids)
+            arrays["token_type_ids"][valid] = encoded.types
+        return {key: torch.from_numpy(value).to(self.device) for key, value in arrays.items()}
+
+    @torch.inference_mode()
+    def run(self, batch: Mapping[str, Tensor]) -> Any:
+        """Run the bare model on a `batch`: what recording is measured against."""
+        half = self.autocast is not None
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=half):
+            return self.model(**batch, **self._extra)
+
+    @torch.inference_mode()
+    def forward(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Return tap name -> states of the valid tokens, [T, D], inputs one after the other."""
+        batch = self.batch(encoded)
+        with TapRecorder(self.model, self.tap_modules) as recorder:
+            self.run(batch)
+        padded = batch["input_ids"].numel() != len(encoded.tokens)
+        index = batch["attention_mask"].flatten().nonzero().squeeze(1) if padded else None
+        return {tap: _packed(recorder.states[tap], index) for tap in self.tap_modules}
+
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """Return what identifies the backbone: weights, preprocessing and taps, as JSON values."""
+        if self._digest is None:
+            self._digest = weights_digest(self.model)
+        return {
+            "weights": {"model_type": self.config.model_type, "sha256": self._digest},
+            "preprocessing": {
+                "tokenizer_sha256": tokenizer_digest(self.tokenizer),
+                "max_length": self.max_length,
+                "token_types": self.token_types,
+            },
+            "taps": {
+                tap.name: {"module": self.tap_modules[tap.name], "width": tap.shape[0]}
+                for tap in self.taps
+            },
+        }
+
+
+def _packed(states: Tensor, index: Tensor | None) -> Tensor:
+    flat = states.flatten(0, 1)  # [B, L, D] -> [B * L, D]
+    return flat if index is None else flat.index_select(0, index)  # [T, D]
+
+
+def _known_taps(model: nn.Module, config: Any, seen: Trace) -> tuple[Family | None, dict[str, str]]:
+    if config.model_type not in FAMILIES:
+        return None, discover_taps(model, config, seen)
+    family = FAMILIES.get(config.model_type)
+    if family.shared_layers:
+        raise BackboneError(
+            f"a {type(model).__name__} calls the same modules once for each layer, so a tap on "
+            "one of them would hold the last call only; models with shared layers are not "
+            f"supported. Known model types: {', '.join(FAMILIES.names())}"
+        )
+    taps = family.tap_modules(model)
+    silent = [path for path in taps.values() if path not in seen.emitted]
+    if silent:
+        raise BackboneError(
+            f"the modules {silent} of a {type(model).__name__} emit nothing in a forward pass; "
+            f"this version of transformers does not fit the family {family.name!r}"
+        )
+    return family, taps
+
+
+def _max_length(
+    wanted: int | None, config: Any, tokenizer: Any, family: Family | None, name: str
+) -> int:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and positions > 0 and family is not None and family.offset_positions:
+        positions -= config.pad_token_id + 1
+    positions = positions if positions and positions > 0 else None
+    if wanted is None:
+        limits = (positions, tokenizer.model_max_length, DEFAULT_MAX_LENGTH)
+        return min(limit for limit in limits if limit is not None)
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    if wanted <= special or (positions is not None and wanted > positions):
+        raise BackboneError(
+            f"max_length {wanted} is unusable with {name}: allowed are {special + 1} (special "
+            f"tokens and one more) to {positions or 'any number'} (the model's positions)"
+        )
+    return wanted
+
+
+def _takes_token_types(model: nn.Module, config: Any, tokenizer: Any) -> bool:
+    return (
+        "token_type_ids" in inspect.signature(model.forward).parameters
+        and "token_type_ids" in tokenizer.model_input_names
+        and getattr(config, "type_vocab_size", 0) > 1
+    )
