@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, model_validator
 
 from pipeline.config import Config
 from pipeline.reading.tables import EncodingErrors
-from pipeline.tasks.glue import TASKS, TaskPreset
+from pipeline.reading.glue import TASKS, TaskPreset
 
 KINDS = ("classification", "regression")
 

@@ -16,7 +16,7 @@ from pipeline.reading.tables import (
     read_datasets_folder,
     read_table,
 )
-from pipeline.tasks.glue import Columns
+from pipeline.reading.glue import Columns
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 STEMS = {

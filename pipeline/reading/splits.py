@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.reading.config import DataConfig
 from pipeline.reading.examples import Example
 from pipeline.reading.tables import DataError
-from pipeline.tasks.glue import SplitRule
+from pipeline.reading.glue import SplitRule
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,88 @@
+"""A run folder: one trained side classifier with its config, metrics, curves and predictions.
+
+    run.json             config, model config, labels, taps, cache fingerprint, metrics, history
+    model.safetensors    weights of the best epoch
+    metrics.jsonl        one record an epoch
+    checkpoint.pt        what an interrupted training resumes from
+    predictions_*.jsonl  one record an example
+
+run.json is written last: a folder without it holds an unfinished training.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import load_file
+
+from pipeline.data import DataConfig
+from unipt import SideClassifier
+
+INFO = "run.json"
+WEIGHTS = "model.safetensors"
+CURVES = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+FORMAT = 1
+
+
+class RunError(RuntimeError):
+    """A run folder is missing, unfinished, or holds another training."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: the folder.
+        info: the contents of run.json.
+    """
+
+    path: Path
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open the finished run at `path`.
+
+        Raises:
+            RunError: there is none, it is unfinished, or its format is unknown.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise RunError(f"there is no run folder {path}; `train` writes one")
+        if not (path / INFO).is_file():
+            started = (path / CHECKPOINT).is_file()
+            way = "train again into it to finish" if started else "it holds no training"
+            raise RunError(f"{path} has no {INFO}: {way}")
+        info = json.loads((path / INFO).read_text(encoding="utf-8"))
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise RunError(f"{path / INFO} is not of format {FORMAT}; train the run again")
+        return cls(path, info)
+
+    def model(self) -> SideClassifier:
+        """Return the trained classifier, on the CPU, in evaluation mode."""
+        model = SideClassifier.from_config(self.info["model"])
+        model.load_state_dict(load_file(self.path / WEIGHTS))
+        return model.eval()
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the taps the model takes, in order, the anchor last."""
+        return tuple(self.info["taps"])
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, None for regression."""
+        return None if self.info["labels"] is None else tuple(self.info["labels"])
+
+    @property
+    def cache_path(self) -> Path:
+        """Where the cache was when the run was trained."""
+        return Path(self.info["cache"]["path"])
+
+    @property
+    def data(self) -> DataConfig:
+        """The data set's configuration."""
+        return DataConfig.build(self.info["config"]["data"])

@@ -1,0 +1,1 @@
+"""The parts of the training loop: samples, schedule, augmentation, averaging, checkpoints."""

@@ -1,0 +1,90 @@
+"""The configuration of one training: data, cache, side network, optimizer, stopping."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Config
+from pipeline.data import DataConfig
+from pipeline.training.schedule import Schedule
+
+
+class TrainConfig(Config):
+    """How one side network is trained from a cache."""
+
+    data: DataConfig
+    """The examples and their targets."""
+    cache: Path
+    """Folder of the cache that holds the inputs' activations."""
+    out: Path
+    """Run folder to write; an interrupted training in it is resumed."""
+    taps: tuple[str, ...] | None = None
+    """Glob patterns of the taps to train on, the last tap being the anchor; all by default."""
+
+    preset: str = "vse_text"
+    """Variant of the side network: vse_text or clip_vil."""
+    reduction: float = Field(default=2.0, gt=0)
+    """Backbone width divided by side width, where side_width is not given."""
+    side_width: int | None = Field(default=None, ge=1)
+    """Width d of the side network, in features; by default from reduction."""
+    out_width: int | None = Field(default=None, ge=1)
+    """Width of the side network's output, in features; by default the backbone's."""
+    input_norm: Literal["none", "layer", "standard"] = "standard"
+    """Scaling of the cached states: none, per token, or by the training rows' statistics."""
+    pooling: Literal["mean", "first", "last", "max", "meanmax", "attention"] = "meanmax"
+    """How token features become one vector."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Dropout before the output layer, as a probability."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training examples, at most."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples of one optimizer step."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of AdamW, per step."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay of the weight matrices (norms and biases have none)."""
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """Decay of AdamW's second moment, per step."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    step_at: float = Field(default=0.6, ge=0, le=1)
+    """With schedule step: share of all steps after which the rate falls to a tenth."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the arithmetic; bfloat16 uses autocast, weights stay float32."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the averaged weights per step, which are then the ones kept; 0 keeps none."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a class target that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of each class in the loss; balanced is inverse to its count."""
+    noise: float = Field(default=0.0, ge=0)
+    """Gaussian noise on the cached states, in root mean squares of their tap."""
+    token_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of each token to be dropped in a training step."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better dev metric before training stops; by default it does not."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, order and noise; the same seed repeats a CPU run bit for bit."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA, then MPS, then the CPU."""
+    tier: Literal["auto", "host", "disk"] = "auto"
+    """Where batches come from: host memory, or the disk block by block."""
+    checkpoint_steps: int = Field(default=500, ge=0)
+    """Optimizer steps between checkpoints within an epoch; 0 saves only after each epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard curves into the run folder (needs the extra tensorboard)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.kind == "regression" and (
+            self.label_smoothing or self.class_weights != "none"
+        ):
+            raise ValueError("label_smoothing and class_weights are options of classification")
+        return self
