@@ -89,7 +89,7 @@ class Loader:
             raise ValueError(f"samples must be [n] or [n, S], given {list(self.samples.shape)}")
         if batch_size < 1 or window < 1:
             raise ValueError(f"{batch_size=} and {window=} must be at least 1")
-        self._segments = self.samples.reshape(len(self.samples), -1)  # [n, S]
+        self._segments = self.samples if self.samples.ndim == 2 else self.samples[:, None]  # [n, S]
         self.taps = tuple(tap.name for tap in cache.taps) if taps is None else tuple(taps)
         self.stack, self._numbers = cache.stack_of(self.taps)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import zarr3
 from .errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
 from .files import file_size
 from .fingerprint import Fingerprint, digest
 from .geometry import COMPLETE, LEDGER, MANIFEST, ROOT, Geometry, parse_manifest
 from .layout import encode_complete
 from .ledger import Entry, read_ledger
+from .spec import Bytes, Stack
 
 MAX_METADATA = 2**26
 """Bytes beyond which a metadata file is refused unread."""
@@ -113,6 +115,23 @@ def read_finished(found: Manifest, *, allow_incomplete: bool) -> dict[int, Entry
     for shard, entry in entries.items():
         _check_entry(found, shard, entry)
     return entries
+
+
+def inspect_shard(
+    geometry: Geometry, stack: Stack, shard: int, raw: Bytes, checksum: str
+) -> list[str]:
+    """Name what is wrong in the bytes of a shard file, given its checksum in the ledger."""
+    chunks = len(geometry.blocks_of(shard)) * len(stack.taps)
+    entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
+    first, names = geometry.blocks_of(shard).start, stack.tap_names
+    problems = []
+    for number in zarr3.damaged_parts(raw, chunks, entries, size):
+        block, tap = divmod(number, len(names))
+        chunk = f"tap {names[tap]} of block {first + block}"
+        problems.append("the shard index" if number < 0 else chunk)
+    if not problems and zarr3.file_checksum(raw, chunks, size) != checksum:
+        problems.append("the whole file: it is not the one that the ledger lists")
+    return problems
 
 
 def _check_complete(found: Manifest, ledger: Path) -> None:

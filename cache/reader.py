@@ -24,7 +24,7 @@ from .manifest import Manifest, check_children, read_finished, read_manifest
 from .packing import BlockTable
 from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
 from .store import BlockStore
-from .zarr3 import CRC_BYTES, crc_of
+from .zarr3 import CRC_BYTES, crc_of, index_checksum
 
 Array = np.ndarray[Any, Any]
 
@@ -242,8 +242,7 @@ def _read_index(found: Manifest, name: str) -> Array:
         return np.empty(shape, data_type)
     content = read_exact(path, size)
     body, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
-    whole = f"{crc32c(content):08x}"
-    if crc_of(crc) != crc32c(body) or whole != found.index_crcs[name]:
+    if crc_of(crc) != crc32c(body) or index_checksum(content) != found.index_crcs[name]:
         raise CacheDamaged(
             f"{path} fails its checksum; extract again into this folder to restore it (finished "
             "shards are kept)"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
-from .files import crc32c, make_folders, write_atomic
+from .files import make_folders, write_atomic
 from .layout import CacheLayout
 from .ledger import Entry
 from .packing import BlockTable
@@ -168,8 +168,8 @@ class ShardBuffer:
         for stack in geometry.stacks:
             raw = self._raw[stack.name]
             chunks = len(geometry.blocks_of(self.shard)) * len(stack.taps)
-            seal_shard(raw, chunks, geometry.entries(stack), geometry.chunk_bytes(stack))
-            crcs[stack.name] = f"{crc32c(raw):08x}"
+            entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
+            crcs[stack.name] = seal_shard(raw, chunks, entries, size)
             path = root / geometry.shard_path(stack, self.shard)
             make_folders(path.parent)
             write_atomic(path, raw)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .errors import CacheDamaged
-from .files import crc32c, read_exact
-from .manifest import read_finished, read_manifest
+from .files import read_exact
+from .manifest import inspect_shard, read_finished, read_manifest
 from .reader import Cache
 
 
@@ -51,30 +48,15 @@ def verify(path: str | Path, *, progress: Callable[[int, int], None] | None = No
         for stack in geometry.stacks:
             file = cache.path / geometry.shard_path(stack, shard)
             size, crc = entry.files[stack.name]
-            data = read_exact(file, size)
-            if f"{crc32c(data):08x}" != crc:
-                problems.append(f"{file}: {_damaged_chunks(cache, stack.name, shard)}")
+            bad = inspect_shard(geometry, stack, shard, read_exact(file, size), crc)
+            if bad:
+                more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+                problems.append(f"{file} is damaged: {', '.join(bad[:5])}{more}")
             files, nbytes = files + 1, nbytes + size
             chunks += len(geometry.blocks_of(shard)) * len(stack.taps)
             if progress is not None:
                 progress(files, total)
     return VerifyReport(files=files, chunks=chunks, nbytes=nbytes, problems=tuple(problems))
-
-
-def _damaged_chunks(cache: Cache, stack_name: str, shard: int) -> str:
-    """Name the damaged chunks of a shard file whose checksum fails."""
-    geometry = cache.geometry
-    stack = next(stack for stack in geometry.stacks if stack.name == stack_name)
-    buffer = np.empty(geometry.chunk_bytes(stack), np.uint8)
-    bad = []
-    for block in geometry.blocks_of(shard):
-        for tap, name in enumerate(stack.tap_names):
-            try:
-                cache.read_block(stack, block, [tap], [buffer])
-            except CacheDamaged:
-                bad.append(f"{name} of block {block}")
-    listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    return f"damaged: {listed}" if bad else "its shard index is damaged"
 
 
 def info(path: str | Path) -> dict[str, Any]:

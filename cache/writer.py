@@ -17,7 +17,6 @@ from .files import (
     PARTIAL,
     WriterLock,
     append_synced,
-    crc32c,
     make_folders,
     read_exact,
     sync_folder,
@@ -27,10 +26,10 @@ from .fingerprint import Fingerprint, digest
 from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
 from .layout import CacheLayout, check_keys, encode_complete, plan_layout
 from .ledger import Entry, encode_ledger, read_ledger
-from .manifest import read_manifest
+from .manifest import inspect_shard, read_manifest
 from .shard import ShardBuffer
 from .spec import Bytes, Ints, StorageType, TapSpec
-from .zarr3 import encode_plain
+from .zarr3 import encode_plain, index_checksum
 
 _OURS = {ROOT, LEDGER, COMPLETE, LOCK, ACTIVATIONS, INDEX}
 
@@ -122,7 +121,7 @@ class CacheWriter:
             name: encode_plain(v) if v.size else b""
             for name, v in layout.index_values(keys).items()
         }
-        crcs = {name: f"{crc32c(chunk):08x}" for name, chunk in chunks.items()}
+        crcs = {name: index_checksum(chunk) for name, chunk in chunks.items()}
         metadata = geometry.root_metadata(layout.fingerprint, crcs)
         self._config = digest(metadata)
         if (root / ROOT).exists():
@@ -175,7 +174,7 @@ class CacheWriter:
             size, crc = entry.files[stack.name]
             if not path.is_file() or path.stat().st_size != size:
                 return False
-            if check and f"{crc32c(read_exact(path, size)):08x}" != crc:
+            if check and inspect_shard(geometry, stack, shard, read_exact(path, size), crc):
                 return False
         return True
 

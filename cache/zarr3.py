@@ -113,12 +113,17 @@ def encode_plain(values: np.ndarray[Any, Any]) -> bytes:
     return with_crc(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
+def index_checksum(chunk: bytes | Bytes) -> str:
+    """Return the CRC-32C of a small array's numbers, given its chunk file."""
+    return f"{crc32c(chunk[:-CRC_BYTES]):08x}"
+
+
 def shard_size(n_chunks: int, n_entries: int, chunk_bytes: int) -> int:
     """Return the bytes of a shard file with `n_chunks` of `n_entries` chunks present."""
     return n_chunks * (chunk_bytes + CRC_BYTES) + n_entries * ENTRY_BYTES + CRC_BYTES
 
 
-def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> None:
+def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> str:
     """Fill in the checksums and the index of a shard whose chunk bytes are in place.
 
     Args:
@@ -126,17 +131,46 @@ def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> N
         n_chunks: chunks present, the first ones.
         n_entries: chunks of a whole shard.
         chunk_bytes: bytes of a chunk without its checksum.
+
+    Returns:
+        The file's checksum for the ledger, see `file_checksum`.
     """
     stride = chunk_bytes + CRC_BYTES
     for number in range(n_chunks):
         end = number * stride + chunk_bytes
         raw[end : end + CRC_BYTES] = _crc_bytes(raw[end - chunk_bytes : end])
+    raw[n_chunks * stride :] = _encode_index(n_chunks, n_entries, stride)
+    return file_checksum(raw, n_chunks, chunk_bytes)
+
+
+def file_checksum(raw: Bytes, n_chunks: int, chunk_bytes: int) -> str:
+    """Return the CRC-32C over the checksums stored in a shard file: the chunks', then the index's.
+
+    A CRC over all bytes would say nothing: over data that ends with its own CRC it is a constant.
+    """
+    chunks = raw[: n_chunks * (chunk_bytes + CRC_BYTES)].reshape(n_chunks, -1)
+    stored = [chunks[:, chunk_bytes:].tobytes(), raw[-CRC_BYTES:].tobytes()]
+    return f"{crc32c(b''.join(stored)):08x}"
+
+
+def damaged_parts(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> list[int]:
+    """Return the numbers of the chunks that fail their checksums, -1 standing for the index."""
+    stride = chunk_bytes + CRC_BYTES
+    bad = []
+    for number, chunk in enumerate(raw[: n_chunks * stride].reshape(n_chunks, stride)):
+        if crc32c(chunk[:chunk_bytes]) != crc_of(chunk[chunk_bytes:]):
+            bad.append(number)
+    if not np.array_equal(raw[n_chunks * stride :], _encode_index(n_chunks, n_entries, stride)):
+        bad.append(-1)
+    return bad
+
+
+def _encode_index(n_chunks: int, n_entries: int, stride: int) -> Bytes:
     index = np.full((n_entries, 2), MISSING, "<u8")
-    index[:n_chunks, 0] = np.arange(n_chunks, dtype=np.uint64) * stride
+    index[:n_chunks, 0] = np.arange(n_chunks, dtype=np.uint64) * np.uint64(stride)
     index[:n_chunks, 1] = stride
     entries = index.reshape(-1).view(np.uint8)
-    raw[n_chunks * stride : -CRC_BYTES] = entries
-    raw[-CRC_BYTES:] = _crc_bytes(entries)
+    return np.concatenate([entries, _crc_bytes(entries)])
 
 
 def parse_index(tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int, where: str) -> Ints:

@@ -47,7 +47,7 @@ class Sample:
             "taps": self.taps,
             "lengths": {axis: self.axis_lengths(axis) for axis in axes} or None,
             "row_to_sample": np.arange(self.n, dtype=np.int64)[::-1].copy(),
-            "row_ids": [f"train/{i} – Zürich 例" for i in range(self.n)],
+            "row_ids": [f"train/{i} · Zürich 例" for i in range(self.n)],
             "dtype": self.dtype,
             "fingerprint": Fingerprint(self.fingerprint),
             "seed": self.seed,

@@ -84,6 +84,13 @@ def test_a_damaged_shard_index_is_noticed(path):
     assert "shard index" in verify(path).problems[0]
 
 
+def test_a_shard_swapped_for_another_of_the_same_size_is_noticed(path):
+    other = shard_file(Sample(lengths=SAMPLE.lengths[::-1]).write(path.parent / "other"))
+    assert other.stat().st_size == shard_file(path).stat().st_size
+    shutil.copy(other, shard_file(path))
+    assert "not the one that the ledger lists" in verify(path).problems[0]
+
+
 def test_damage_to_bytes_that_are_not_asked_for_does_not_matter(path):
     flip(shard_file(path), 5)
     Cache.open(path).read(np.arange(SAMPLE.n), taps=["tokens.layer.1"])
@@ -259,11 +266,11 @@ def test_overflow_names_tap_and_row(tmp_path, dtype, value, word, kind):
         lengths = sample.axis_lengths("tokens")[samples] if kind == "tokens" else np.ones(3, int)
         values[int(lengths[:1].sum())].view(-1)[1] = value  # first row of the second sample
         row = int(np.flatnonzero(np.arange(sample.n)[::-1] == samples[1])[0])
-        message = rf"tap tap\.7, row 'train/{row} – Zürich 例'.*{word}"
+        message = rf"tap tap\.7, row 'train/{row} · Zürich 例'.*{word}"
         with pytest.raises(ActivationOverflow, match=message), writer.shard(0) as buffer:
             buffer.put(samples, {"tap.7": values})
         assert writer.pending[0] == 0
-    assert not list((tmp_path / "c").rglob("c/0/*"))
+    assert not list((tmp_path / "c").glob("activations/*/c/0/*"))
 
 
 def test_misfitting_values_are_refused(tmp_path):
@@ -279,9 +286,9 @@ def test_misfitting_values_are_refused(tmp_path):
             buffer.put(np.array([-1]), {tap.name: good})
         with pytest.raises(InvalidTap, match="nope"), writer.shard(0) as buffer:
             buffer.put(samples, {"nope": good})
-        with pytest.raises(ShardMisaligned, match=r"lacks .*tokens\.layer\.1"):
-            with writer.shard(0) as buffer:
-                buffer.put(samples, {tap.name: good})
+        lacks = pytest.raises(ShardMisaligned, match=r"lacks .*tokens\.layer\.1")
+        with lacks, writer.shard(0) as buffer:
+            buffer.put(samples, {tap.name: good})
         assert 0 in writer.pending
 
 

@@ -109,7 +109,7 @@ def test_plain_zarr_reads_the_index(tmp_path):
     assert np.array_equal(index["row_to_sample"][:], cache.row_to_sample)
     ends = index["row_id_offsets"][:]
     text = index["row_id_bytes"][:].tobytes()
-    assert text[ends[0] : ends[1]].decode() == cache.row_ids[0] == "train/0 – Zürich 例"
+    assert text[ends[0] : ends[1]].decode() == cache.row_ids[0] == "train/0 · Zürich 例"
     grid = zarr.open(str(path), mode="r")["activations/grid-3x2"][:]
     got = grid[cache.table.block[4], 0, cache.table.slot[4]]
     assert np.array_equal(got, sample.values(FIXED["grid"], [4])[0].numpy())
