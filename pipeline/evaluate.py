@@ -55,7 +55,7 @@ class Evaluation:
         examples: number of examples.
         metrics: each with its interval; empty if the labels are hidden.
         level: share of the resamples inside an interval.
-        predictions: file of the predictions.
+        predictions: file of the predictions, if one was written.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Evaluation:
     examples: int
     metrics: Mapping[str, Interval]
     level: float
-    predictions: Path
+    predictions: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -73,7 +73,7 @@ class Evaluation:
             "examples": self.examples,
             "level": self.level,
             "metrics": {name: value.to_json() for name, value in self.metrics.items()},
-            "predictions": str(self.predictions),
+            "predictions": None if self.predictions is None else str(self.predictions),
         }
 
     def render(self) -> str:

@@ -1,0 +1,215 @@
+"""Pictures of a run: which layers the gate trusts, the learning curve, the comparison with probes.
+
+Needs the extra `plot` (matplotlib, without a display). Reads only the run folder.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluate import Evaluation
+from pipeline.run import Run, RunError
+from pipeline.training.files import write_with
+
+COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#8d6a9f", "#f2b134", "#5c677d", "#b56576", "#6d9f71")
+DPI = 150
+Array = NDArray[np.float64]
+
+
+def report(run_path: Path, out: Path | None = None, *, split: str = "test") -> list[Path]:
+    """Draw every picture a run has the data for.
+
+    Args:
+        run_path: a finished run.
+        out: folder of the pictures; the run's own by default.
+        split: split whose predictions and evaluations are drawn.
+
+    Returns:
+        The PNG files: `confidence.png`, `learning.png`, and `comparison.png` if the run was
+        evaluated.
+
+    Raises:
+        RunError: there is no finished run, or it has no predictions of `split`.
+        ImportError: matplotlib is not installed.
+    """
+    run = Run.open(run_path)
+    out = out or run.path
+    out.mkdir(parents=True, exist_ok=True)
+    files = [
+        draw_confidence(run, out / "confidence.png", split=split),
+        draw_learning(run, out / "learning.png"),
+    ]
+    rows = read_evaluations(run.path, split)
+    if rows:
+        files.append(draw_comparison(rows, out / "comparison.png"))
+    return files
+
+
+def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Return the probes' and the run's own evaluations of `split`, as `Evaluation.to_json`."""
+    rows = []
+    for layers in ("last", "all"):
+        file = folder / f"probe_{layers}.json"
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))["evaluations"]
+            rows += [found[split]] if split in found else []
+    file = folder / f"evaluation_{split}.json"
+    if file.is_file():
+        rows.append(json.loads(file.read_text(encoding="utf-8")))
+    return [row for row in rows if row["metrics"]]
+
+
+def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
+    """Draw the confidence of each layer: mean and standard deviation over samples, per class."""
+    groups = _confidence_groups(run, split)
+    layers = [_short(name) for name in run.taps[:-1]]
+    figure, axes = _figure((max(6.0, 1.0 + 0.75 * len(layers)), 3.8))
+    width = 0.8 / len(groups)
+    places = np.arange(len(layers))
+    for number, (name, values) in enumerate(groups.items()):
+        shift = (number - (len(groups) - 1) / 2) * width
+        axes.bar(
+            places + shift,
+            values.mean(0),
+            width * 0.92,
+            yerr=_spread(values),
+            color=COLOURS[number % len(COLOURS)],
+            error_kw={"elinewidth": 1.0, "ecolor": "#444444", "capsize": 2},
+            label=f"{name} (n = {len(values):,})",
+        )
+    axes.axhline(1 / len(layers), color="#888888", linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "even",
+        (1.0, 1 / len(layers)),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color="#666666",
+    )
+    axes.set_xticks(places, layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("confidence p")
+    axes.set_title(f"Which layers the gate trusts ({split}; mean and deviation)", fontsize=10)
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
+    axes.legend(frameon=False, ncols=min(3, len(groups)), fontsize=9, loc="upper left")
+    return _save(figure, path)
+
+
+def draw_learning(run: Run, path: Path) -> Path:
+    """Draw training loss and dev metric by epoch, with the chosen epoch marked."""
+    history = run.info["history"]
+    metric = run.info["task_metrics"][0]
+    epochs = [record["epoch"] for record in history]
+    figure, axes = _figure((6.0, 3.6))
+    axes.plot(epochs, [record["loss"] for record in history], color=COLOURS[0], label="loss")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss", color=COLOURS[0])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    right = axes.twinx()
+    right.spines["top"].set_visible(False)
+    values = [record["dev"][metric] for record in history]
+    right.plot(epochs, values, color=COLOURS[1], marker="o", markersize=3)
+    best = run.info["best_epoch"]
+    right.plot(
+        [best], [values[best - 1]], "o", markersize=9, markerfacecolor="none", color=COLOURS[1]
+    )
+    right.set_ylabel(f"dev {metric}", color=COLOURS[1])
+    axes.set_title(f"Learning curve (kept: epoch {best}, dev {metric} {values[best - 1]:.3f})", fontsize=10)
+    return _save(figure, path)
+
+
+def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> Path:
+    """Draw evaluations of one split beside each other, a panel a metric, with their intervals."""
+    records = [row.to_json() if isinstance(row, Evaluation) else row for row in rows]
+    if not records:
+        raise ValueError("there is nothing to compare; give at least one evaluation")
+    metrics = list(records[0]["metrics"])
+    size = (1.2 + 3.2 * len(metrics), 1.3 + 0.5 * len(records))
+    figure, panels = _figure(size, columns=len(metrics))
+    places = np.arange(len(records))[::-1]
+    for panel, metric in zip(np.atleast_1d(panels), metrics, strict=True):
+        found = [record["metrics"][metric] for record in records]
+        for number, (place, value) in enumerate(zip(places, found, strict=True)):
+            own = number == len(records) - 1
+            low, high = value["value"] - value["low"], value["high"] - value["value"]
+            panel.errorbar(
+                value["value"],
+                place,
+                xerr=[[max(0.0, low)], [max(0.0, high)]],
+                fmt="o",
+                capsize=3,
+                color=COLOURS[1] if own else COLOURS[0],
+            )
+            panel.annotate(
+                f"{value['value']:.3f}",
+                (value["value"], place),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        panel.set_title(metric, fontsize=10)
+        panel.set_ylim(-0.6, len(records) - 0.3)
+        panel.set_yticks(places, [record["name"] for record in records])
+        panel.grid(axis="x", color="#dddddd", linewidth=0.7)
+        panel.tick_params(axis="y", length=0)
+    level = records[0]["level"]
+    figure.suptitle(
+        f"{records[0]['split']}, {records[0]['examples']:,} examples, {level:.0%} intervals",
+        fontsize=10,
+    )
+    return _save(figure, path)
+
+
+def _confidence_groups(run: Run, split: str) -> dict[str, Array]:
+    """Return the confidences [n, N] of each true class (of all samples if there are none)."""
+    file = run.path / f"predictions_{split}.jsonl"
+    if not file.is_file():
+        raise RunError(f"{run.path} has no {file.name}; run `evaluate` with split {split}")
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    values = np.asarray([record["confidence"] for record in records], dtype=np.float64)  # [n, N]
+    labels = run.labels
+    if labels is None or len(labels) > len(COLOURS) or records[0]["target"] is None:
+        return {"all samples": values}
+    targets = np.asarray([record["target"] for record in records])
+    return {name: values[targets == name] for name in labels if (targets == name).any()}
+
+
+def _spread(values: Array) -> Array:
+    """Return the whiskers [2, N]: one standard deviation, cut at zero."""
+    mean, deviation = values.mean(0), values.std(0)
+    return np.stack([np.minimum(mean, deviation), deviation])
+
+
+def _short(name: str) -> str:
+    """Shorten a tap's name for an axis: "encoder.layer.03" becomes "3", others their last part."""
+    last = name.rsplit(".", 1)[-1]
+    if last.isdecimal():
+        return str(int(last))
+    return "emb" if last.startswith("embed") else last
+
+
+def _figure(size: tuple[float, float], columns: int = 1) -> tuple[Any, Any]:
+    try:
+        backend = importlib.import_module("matplotlib.backends.backend_agg")
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib; pip install 'unipt[plot]'") from error
+    figure = figures.Figure(figsize=size, layout="constrained")
+    backend.FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, sharey=True)
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    write_with(path, lambda file: figure.savefig(file, dpi=DPI, format="png"))
+    return path

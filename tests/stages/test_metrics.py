@@ -1,0 +1,62 @@
+"""Metrics against hand-made numbers; intervals that are seeded and cover."""
+
+import numpy as np
+import pytest
+
+from pipeline.tasks.metrics import better, bootstrap, check_metrics, score
+
+
+def test_classification_metrics_by_hand() -> None:
+    targets = np.array([1, 1, 1, 0, 0, 0, 0, 1])
+    predictions = np.array([1, 1, 0, 0, 0, 1, 0, 1])
+    found = score("classification", ("accuracy", "f1", "matthews"), targets, predictions)
+    assert found["accuracy"] == pytest.approx(0.75)
+    assert found["f1"] == pytest.approx(2 * 0.75 * 0.75 / 1.5)
+    assert found["matthews"] == pytest.approx((3 * 3 - 1 * 1) / (4 * 4))
+
+
+def test_regression_metrics_by_hand() -> None:
+    targets = np.array([1.0, 2.0, 3.0, 4.0])
+    predictions = np.array([1.0, 4.0, 9.0, 16.0])
+    found = score("regression", ("pearson", "spearman", "mse", "mae"), targets, predictions)
+    assert found["spearman"] == pytest.approx(1.0)
+    assert found["pearson"] == pytest.approx(np.corrcoef(targets, predictions)[0, 1])
+    assert found["mse"] == pytest.approx((0 + 4 + 36 + 144) / 4)
+    assert found["mae"] == pytest.approx((0 + 2 + 6 + 12) / 4)
+
+
+def test_a_constant_prediction_explains_nothing() -> None:
+    ones, targets = np.ones(5), np.arange(5.0)
+    assert score("regression", ("pearson", "spearman"), targets, ones) == {
+        "pearson": 0.0, "spearman": 0.0,
+    }  # fmt: skip
+    assert score("classification", ("matthews", "f1"), np.array([0, 1]), np.array([0, 0])) == {
+        "matthews": 0.0, "f1": 0.0,
+    }  # fmt: skip
+
+
+def test_the_interval_is_the_binomial_one_and_repeats() -> None:
+    targets = np.ones(400, np.int64)
+    predictions = (np.arange(400) % 5 > 0).astype(np.int64)  # 80 % right
+    first = bootstrap("classification", ("accuracy",), targets, predictions, seed=3)["accuracy"]
+    again = bootstrap("classification", ("accuracy",), targets, predictions, seed=3)["accuracy"]
+    other = bootstrap("classification", ("accuracy",), targets, predictions, seed=4)["accuracy"]
+    assert first == again
+    assert first != other
+    width = 1.96 * np.sqrt(0.8 * 0.2 / 400)
+    assert first.value == pytest.approx(0.8)
+    assert first.low == pytest.approx(0.8 - width, abs=0.006)
+    assert first.high == pytest.approx(0.8 + width, abs=0.006)
+
+
+def test_choosing_the_best() -> None:
+    assert better("accuracy", 0.6, 0.5)
+    assert not better("accuracy", 0.5, 0.5)
+    assert better("mse", 0.4, 0.5)
+    assert better("mse", 9.0, None)
+    assert not better("accuracy", float("nan"), None)
+
+
+def test_unknown_metrics_are_listed() -> None:
+    with pytest.raises(ValueError, match=r"unknown metric\(s\) bleu .*known: accuracy, f1"):
+        check_metrics("classification", ("accuracy", "bleu"))
