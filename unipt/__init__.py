@@ -5,13 +5,24 @@ unchanged beside an exported model.
 """
 
 from .classifier import Prediction, SideClassifier
-from .config import SideNetworkConfig
+from .config import ConvSideNetworkConfig, EncoderDecoderConfig, SideNetworkConfig
+from .convnet import ConvSideNetwork
+from .encoder_decoder import EncoderDecoderOutput, EncoderDecoderSideNetwork
+from .loss import hinge_loss
 from .network import SideNetwork, SideOutput
 from .packed import lengths_to_offsets, pack, segment_mean, unpack
-from .pooling import TokenPooling
+from .pooling import GeneralizedPooling, TokenPooling
+from .presets import preset, preset_names
 from .recorder import TapRecorder
+from .reference import import_reference, reference_views
 
 __all__ = [
+    "ConvSideNetwork",
+    "ConvSideNetworkConfig",
+    "EncoderDecoderConfig",
+    "EncoderDecoderOutput",
+    "EncoderDecoderSideNetwork",
+    "GeneralizedPooling",
     "Prediction",
     "SideClassifier",
     "SideNetwork",
@@ -19,8 +30,13 @@ __all__ = [
     "SideOutput",
     "TapRecorder",
     "TokenPooling",
+    "hinge_loss",
+    "import_reference",
     "lengths_to_offsets",
     "pack",
+    "preset",
+    "preset_names",
+    "reference_views",
     "segment_mean",
     "unpack",
 ]

@@ -7,8 +7,8 @@ Price: the side network's GEMMs; pooling and head are below a hundredth of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from .layers import check_choice
 from .pooling import TokenPooling, TokenPoolingKind
 
 __all__ = ["Prediction", "SideClassifier"]
-
-Activation = Literal["gelu", "relu", "tanh"]
 
 
 class Prediction(NamedTuple):
@@ -110,6 +108,19 @@ class SideClassifier(nn.Module):
         Raises:
             ValueError: if the shapes do not fit the options or each other.
         """
+        pooled, confidence = self.pool(states, mask=mask, offsets=offsets)
+        if self.segments == 1:
+            return self.classify((pooled,), (confidence,))
+        return self.classify(halves(pooled), halves(confidence))
+
+    def pool(
+        self, states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pooled, normed vector ``[B, P]`` and the confidence ``[B, N]`` of each row.
+
+        The first half of `forward`; arguments as there. With `classify` it lets two segments of
+        different padding go in one after the other.
+        """
         expected = 3 if offsets is not None else 4
         if states.dim() != expected:
             raise ValueError(
@@ -117,10 +128,25 @@ class SideClassifier(nn.Module):
                 "or packed [taps, T, D] with offsets"
             )
         side = self.side(states[-1], states[:-1], mask=mask, offsets=offsets)
-        pooled = self.norm(self.pooling(side.features, mask=mask, offsets=offsets))  # [S B, P]
-        confidence = side.confidence
+        pooled = self.norm(self.pooling(side.features, mask=mask, offsets=offsets))
+        return pooled, side.confidence
+
+    def classify(self, pooled: Sequence[Tensor], confidence: Sequence[Tensor]) -> Prediction:
+        """Combine one `pool` result per segment, ``[B, P]`` and ``[B, N]`` each, and predict.
+
+        Raises:
+            ValueError: if the number of segments is not this classifier's.
+        """
+        if len(pooled) != self.segments:
+            raise ValueError(f"{len(pooled)} segments were given, expected {self.segments}")
+        vector = pooled[0]
         if self.segments == 2:
-            first, second = pooled.unflatten(0, (2, -1)).unbind(0)
-            pooled = torch.cat((first, second, (first - second).abs(), first * second), -1)
-            confidence = confidence.unflatten(0, (2, -1)).mean(0)
-        return Prediction(self.head(pooled), confidence)
+            first, second = pooled
+            vector = torch.cat((first, second, (first - second).abs(), first * second), -1)
+        return Prediction(self.head(vector), torch.stack(tuple(confidence)).mean(0))
+
+
+def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Split ``[2 B, ...]`` into first and second segments."""
+    count = rows.shape[0] // 2
+    return rows[:count], rows[count:]

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+from .convnet import ConvSideNetwork
+from .encoder_decoder import EncoderDecoderSideNetwork, Outputs
 from .interaction import EpsMode, Residual
 from .layers import Activation, InputNorm, Norm, ProjectionKind, UpKind
 from .network import AnchorKind, SideNetwork
 
-__all__ = ["SideNetworkConfig"]
+__all__ = ["ConvSideNetworkConfig", "EncoderDecoderConfig", "SideNetworkConfig"]
 
 
 class _Config:
@@ -43,6 +45,9 @@ class _Config:
             raise ValueError(f"unknown options {unknown}; known are {known}")
         return cls(**given)
 
+    def _options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.to_dict().items() if name != "kind"}
+
     def _freeze(self, name: str) -> None:
         object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -63,6 +68,7 @@ class SideNetworkConfig(_Config):
     input_norm: InputNorm = "none"
     eps: float = 1e-8
     eps_mode: EpsMode = "add"
+    causal: bool = False
     residual: Residual = "identity"
     projection: ProjectionKind = "linear"
     projection_width: int = 0
@@ -76,6 +82,56 @@ class SideNetworkConfig(_Config):
 
     def build(self) -> SideNetwork:
         """Build the network with freshly initialised parameters."""
-        options = self.to_dict()
-        del options["kind"]
-        return SideNetwork(**options)
+        return SideNetwork(**self._options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSideNetworkConfig(_Config):
+    """Options of a `ConvSideNetwork`; see there for the meaning of each."""
+
+    kind: ClassVar[str] = "maps"
+
+    widths: Sequence[int]
+    anchor_width: int
+    side_width: int
+    out_width: int
+    eps: float = 1e-8
+    eps_mode: EpsMode = "add"
+    projection: ProjectionKind = "linear"
+    projection_width: int = 0
+    up: UpKind = "relu_linear"
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self._freeze("widths")
+
+    def build(self) -> ConvSideNetwork:
+        """Build the network with freshly initialised parameters."""
+        return ConvSideNetwork(**self._options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(_Config):
+    """Options of an `EncoderDecoderSideNetwork`; see there for the meaning of each."""
+
+    kind: ClassVar[str] = "encoder_decoder"
+
+    encoder_layers: int
+    decoder_layers: int
+    width: int
+    side_width: int
+    out_width: int
+    causal: bool = False
+    outputs: Outputs = "last"
+    input_norm: InputNorm = "none"
+    eps: float = 1e-7
+    eps_mode: EpsMode = "add"
+    projection: ProjectionKind = "mlp"
+    projection_width: int = 0
+    cross: bool = True
+    up: UpKind = "relu_linear"
+    norm_eps: float = 1e-5
+
+    def build(self) -> EncoderDecoderSideNetwork:
+        """Build the network with freshly initialised parameters."""
+        return EncoderDecoderSideNetwork(**self._options())

@@ -23,7 +23,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["EpsMode", "Residual", "aggregate", "attend", "l1_normalize", "residual_rows"]
+__all__ = [
+    "EpsMode",
+    "Residual",
+    "aggregate",
+    "attend",
+    "causal_mask",
+    "l1_normalize",
+    "masked_mean",
+    "residual_rows",
+    "running_mean",
+]
 
 EpsMode = Literal["add", "clamp"]
 Residual = Literal["identity", "position", "none"]
@@ -70,6 +80,28 @@ def residual_rows(residual: Residual, anchor: Tensor, length: int, position: Ten
     return (steps == position[:, None])[:, None].to(anchor.dtype)  # [G, 1, L]
 
 
+def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the valid tokens, ``[G, L, d]`` and mask ``[G, L]`` to ``[G, 1, d]``."""
+    if mask is None:
+        return states.mean(1, keepdim=True)
+    valid = mask.to(states.dtype)[:, None]  # [G, 1, L]
+    return (valid / valid.sum(-1, keepdim=True)) @ states
+
+
+def running_mean(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the valid tokens up to and with each position, ``[G, L, d] -> [G, L, d]``."""
+    return l1_normalize(causal_mask(states, mask).to(states.dtype), eps=1.0, eps_mode="clamp") @ (
+        states
+    )
+
+
+def causal_mask(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Which keys each position of ``states [G, L, d]`` may use: ``[1 or G, L, L]`` (bool)."""
+    steps = torch.arange(states.shape[1], device=states.device)
+    past = (steps <= steps[:, None])[None]  # [1, L, L]
+    return past if mask is None else past & mask.bool()[:, None]
+
+
 def aggregate(
     anchor: Tensor,
     targets: Tensor,
@@ -86,31 +118,31 @@ def aggregate(
     Args:
         anchor: a, ``[G, Q, d]``.
         targets: t, ``[G, N, L, d]``.
-        gate_query: ``w * mean(a)``, ``[G, d]``.
+        gate_query: ``w * mean(a)``, ``[G, R, d]``; R = 1, or Q for one gate per token (causal).
         gate_bias: b, ``[1]``.
-        mask: ``[G, L]``, true at valid target tokens, or None if all are.
+        mask: ``[1 or G, R, L]``, true at the target tokens that may be used, or None if all may.
         residual: R from `residual_rows`, or None.
         eps: see `l1_normalize`.
         eps_mode: see `l1_normalize`.
 
     Returns:
-        ``sum_i p_i u_i`` of shape ``[G, Q, d]`` and the confidence p, ``[G, N]``.
+        ``sum_i p_i u_i`` of shape ``[G, Q, d]`` and the confidence p, ``[G, R, N]``.
     """
-    layers = targets.shape[1]
+    samples, count, layers = anchor.shape[0], anchor.shape[1], targets.shape[1]
     keys = targets.flatten(1, 2)  # [G, N L, d]
-    queries = torch.cat((anchor, gate_query[:, None]), 1)  # [G, Q + 1, d]
-    scores = torch.bmm(queries, keys.transpose(1, 2))  # [G, Q + 1, N L]
-    scores = scores.view(*scores.shape[:2], layers, -1)  # [G, Q + 1, N, L]
-    gate, scores = scores[:, -1], F.relu(scores[:, :-1])
+    queries = torch.cat((anchor, gate_query), 1)  # [G, Q + R, d]
+    scores = torch.bmm(queries, keys.transpose(1, 2))  # [G, Q + R, N L]
+    scores = scores.view(samples, -1, layers, targets.shape[2])  # [G, Q + R, N, L]
+    gate, scores = scores[:, count:], F.relu(scores[:, :count])
     if mask is None:
-        gate = gate.mean(-1)  # [G, N]
+        gate = gate.mean(-1)  # [G, R, N]
     else:
-        valid = mask.to(scores.dtype)
-        scores = scores * valid[:, None, None]
-        gate = (gate * valid[:, None]).sum(-1) / valid.sum(-1, keepdim=True)
-    confidence = torch.softmax(gate + gate_bias, -1)  # [G, N]
+        valid = mask.to(scores.dtype)[:, :, None]  # [G, R, 1, L]
+        scores = scores * valid
+        gate = (gate * valid).sum(-1) / valid.sum(-1).clamp_min(1.0)
+    confidence = torch.softmax(gate + gate_bias, -1)  # [G, R, N]
     weights = l1_normalize(scores, eps=eps, eps_mode=eps_mode)  # [G, Q, N, L]
     if residual is not None:
         weights = weights + residual[:, :, None]
-    weights = weights * confidence[:, None, :, None]
+    weights = weights * confidence[..., None].to(weights.dtype)
     return torch.bmm(weights.flatten(2), keys), confidence

@@ -176,13 +176,14 @@ class StackedNorm(nn.Module):
         """Normalise ``[N, ..., d]``, each layer with its own statistics and affine map."""
         if self.kind == "batch":
             return self._batch(states)
-        if states.shape[0] == 1:
-            width = (states.shape[-1],)
-            return F.layer_norm(states, width, self.weight[0], self.bias[0], self.eps)
-        flat = states.flatten(1, -2)  # [N, T, d]
-        normal = F.layer_norm(flat, flat.shape[-1:], eps=self.eps)
-        output = torch.addcmul(self.bias[:, None], normal, self.weight[:, None])
-        return output.reshape(states.shape)
+        width = states.shape[-1:]
+        # N fused norms: the backward of a broadcast affine map would cost four times as much
+        return torch.stack(
+            [
+                F.layer_norm(state, width, weight, bias, self.eps)
+                for state, weight, bias in zip(states, self.weight, self.bias, strict=True)
+            ]
+        )
 
     def _batch(self, states: Tensor) -> Tensor:
         if self.training:
@@ -292,8 +293,6 @@ class Projection(nn.Sequential):
     ) -> None:
         check_choice("projection", kind, ProjectionKind)
         check_choice("projection_norm", norm, Norm)
-        if kind == "mlp" and hidden < 1:
-            raise ValueError("projection='mlp' needs projection_width, its inner width (> 0)")
         parts: list[nn.Module] = []
         if kind == "linear":
             parts = [nn.Linear(width, width)]

@@ -19,7 +19,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .interaction import EpsMode, Residual, aggregate, residual_rows
+from .interaction import (
+    EpsMode,
+    Residual,
+    aggregate,
+    causal_mask,
+    masked_mean,
+    residual_rows,
+    running_mean,
+)
 from .layers import (
     Activation,
     Down,
@@ -31,7 +39,7 @@ from .layers import (
     UpKind,
     check_choice,
 )
-from .packed import check_offsets, group_by_length, invert, permute_rows, segment_mean
+from .packed import LengthGroups, check_offsets, group_by_length, invert, permute_rows
 
 __all__ = ["AnchorKind", "SideNetwork", "SideOutput"]
 
@@ -62,10 +70,12 @@ class SideNetwork(nn.Module):
         input_norm: normalisation of the states before Down, see `unipt.layers.Down`.
         eps: guards the l1 norm of the attention.
         eps_mode: "add" = sum + eps, "clamp" = max(sum, eps).
+        causal: a token uses only itself and earlier ones, in the attention and in the gate's means
+            (generating decoders); the confidence returned is the mean over the tokens.
         residual: added to the attention: "identity", "position" (the row of one token per sample,
             given as ``position`` in the call, the first by default), or "none".
         projection: P, "none", "linear" or "mlp".
-        projection_width: inner width of the "mlp".
+        projection_width: inner width of the "mlp"; 0 = 2 d.
         projection_norm: norm after P.
         up: from d to E, "none", "linear", "relu_linear" or "relu_linear_norm".
         add_anchor: add the anchor as given to the output (needs E = anchor width).
@@ -88,6 +98,7 @@ class SideNetwork(nn.Module):
         input_norm: InputNorm = "none",
         eps: float = 1e-8,
         eps_mode: EpsMode = "add",
+        causal: bool = False,
         residual: Residual = "identity",
         projection: ProjectionKind = "linear",
         projection_width: int = 0,
@@ -104,9 +115,11 @@ class SideNetwork(nn.Module):
             raise ValueError("widths is empty; a side network needs at least one target layer")
         if residual == "identity" and anchor == "vector":
             raise ValueError("residual='identity' needs anchor='tokens'; use 'position' or 'none'")
+        if causal and anchor == "vector":
+            raise ValueError("causal=True needs anchor='tokens'; a vector has no order")
         self.widths = tuple(widths)
         self.anchor_kind, self.residual = anchor, residual
-        self.eps, self.eps_mode = eps, eps_mode
+        self.eps, self.eps_mode, self.causal = eps, eps_mode, causal
         self.add_anchor = add_anchor
         self.side_width = side_width
         self.out_width = side_width if up == "none" else out_width
@@ -130,7 +143,7 @@ class SideNetwork(nn.Module):
         self.projection = Projection(
             side_width,
             kind=projection,
-            hidden=projection_width,
+            hidden=projection_width or 2 * side_width,
             norm=projection_norm,
             norm_eps=norm_eps,
         )
@@ -189,43 +202,40 @@ class SideNetwork(nn.Module):
         return anchor + self.projection(mixed), confidence
 
     def _aggregate(
-        self,
-        anchor: Tensor,
-        targets: Tensor,
-        pooled: Tensor,
-        mask: Tensor | None,
-        position: Tensor | None,
+        self, anchor: Tensor, targets: Tensor, mask: Tensor | None, position: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mix anchor ``[G, Q, d]``, targets ``[G, N, L, d]`` and the pooled anchor ``[G, d]``."""
+        """Mix anchor ``[G, Q, d]`` and targets ``[G, N, L, d]`` under mask ``[G, L]``."""
         residual = None
         if self.residual != "none":
             if position is None:
                 position = torch.zeros(1, dtype=torch.long, device=anchor.device)
             residual = residual_rows(self.residual, anchor, targets.shape[2], position)
-        return aggregate(
+        keys = None if mask is None else mask[:, None]  # [G, 1, L]
+        if self.anchor_kind == "vector":
+            pooled = anchor
+        elif self.causal:
+            pooled, keys = running_mean(anchor, mask), causal_mask(anchor, mask)
+        else:
+            pooled = masked_mean(anchor, mask)
+        mixed, confidence = aggregate(
             anchor,
             targets,
             pooled * self.gate.weight[0],
             self.gate.bias,
-            mask=mask,
+            mask=keys,
             residual=residual,
             eps=self.eps,
             eps_mode=self.eps_mode,
         )
+        return mixed, masked_mean(confidence, mask if self.causal else None)[:, 0]
 
     def _mix_padded(
         self, anchor: Tensor, targets: Tensor, mask: Tensor | None, position: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        targets = targets.transpose(0, 1)  # [B, N, L, d]
-        if self.anchor_kind == "vector":
-            mixed, confidence = self._aggregate(anchor[:, None], targets, anchor, mask, position)
-            return mixed[:, 0], confidence
-        if mask is None:
-            pooled = anchor.mean(1)
-        else:
-            valid = mask.to(anchor.dtype)
-            pooled = (anchor * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
-        return self._aggregate(anchor, targets, pooled, mask, position)
+        vector = self.anchor_kind == "vector"
+        query = anchor[:, None] if vector else anchor
+        mixed, confidence = self._aggregate(query, targets.transpose(0, 1), mask, position)
+        return (mixed[:, 0] if vector else mixed), confidence
 
     def _mix_packed(
         self, anchor: Tensor, targets: Tensor, offsets: Tensor, position: Tensor | None
@@ -234,41 +244,38 @@ class SideNetwork(nn.Module):
         check_offsets(offsets, tokens)
         groups = group_by_length(offsets)
         by_tokens = self.anchor_kind == "tokens"
-        pooled = segment_mean(anchor, offsets) if by_tokens else anchor  # [B, d]
-        pooled = permute_rows(pooled, groups.samples)
-        anchor = permute_rows(anchor, groups.tokens) if by_tokens else pooled
-        if position is not None:
-            position = position[groups.samples]
-        rows = layer_rows(groups.tokens, groups.sizes, layers)  # [N T], ordered (group, n, l)
+        order = groups.tokens if by_tokens else groups.samples
+        rows = layer_rows(groups, layers)  # [N T], ordered (group, sample, n, l)
         ordered = permute_rows(targets.reshape(-1, width), rows)
-        mixed, confidence, sample = [], [], 0
         parts = torch.split(ordered, [layers * count * length for count, length in groups.sizes])
-        anchors = torch.split(anchor, [c * (n if by_tokens else 1) for c, n in groups.sizes])
-        for part, query, (count, length) in zip(parts, anchors, groups.sizes, strict=True):
-            own = slice(sample, sample + count)
-            output, trust = self._aggregate(
-                query.view(count, -1, width),
-                part.view(count, layers, length, width),
-                pooled[own],
-                None,
-                None if position is None else position[own],
+        queries = torch.split(
+            permute_rows(anchor, order), [g * (n if by_tokens else 1) for g, n in groups.sizes]
+        )
+        counts = [count for count, _ in groups.sizes]
+        positions: Sequence[Tensor | None] = [None] * len(counts)
+        if position is not None:
+            positions = torch.split(position[groups.samples], counts)
+        outputs = [
+            self._aggregate(
+                query.view(count, -1, width), part.view(count, layers, length, width), None, place
             )
-            mixed.append(output.flatten(0, 1))
-            confidence.append(trust)
-            sample += count
-        back = invert(groups.tokens if by_tokens else groups.samples)
+            for part, query, place, (count, length) in zip(
+                parts, queries, positions, groups.sizes, strict=True
+            )
+        ]
         return (
-            permute_rows(torch.cat(mixed), back),
-            permute_rows(torch.cat(confidence), invert(groups.samples)),
+            permute_rows(torch.cat([mixed.flatten(0, 1) for mixed, _ in outputs]), invert(order)),
+            permute_rows(torch.cat([trust for _, trust in outputs]), invert(groups.samples)),
         )
 
 
-def layer_rows(tokens: Tensor, sizes: Sequence[tuple[int, int]], layers: int) -> Tensor:
+def layer_rows(groups: LengthGroups, layers: int) -> Tensor:
     """Rows of ``[N, T]`` flattened, so that each sample's ``[N, L]`` block lies together."""
+    tokens = groups.tokens
     steps = torch.arange(layers, device=tokens.device)[:, None] * tokens.shape[0]  # [N, 1]
-    parts = torch.split(tokens, [count * length for count, length in sizes])
+    parts = torch.split(tokens, [count * length for count, length in groups.sizes])
     rows = [
         (part.view(count, 1, length) + steps).flatten()
-        for part, (count, length) in zip(parts, sizes, strict=True)
+        for part, (count, length) in zip(parts, groups.sizes, strict=True)
     ]
     return torch.cat(rows)

@@ -7,14 +7,15 @@ positions of width 32.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .packed import segment_max, segment_mean, segment_softmax
+from .packed import segment_max, segment_mean, segment_softmax, unpack
 
-__all__ = ["TokenPooling", "TokenPoolingKind"]
+__all__ = ["GeneralizedPooling", "TokenPooling", "TokenPoolingKind"]
 
 TokenPoolingKind = Literal["mean", "first", "last", "max", "meanmax", "attention"]
 
@@ -87,3 +88,62 @@ class TokenPooling(nn.Module):
         if "max" in self.kind:
             parts.append(features.masked_fill(~valid, -torch.inf).amax(1))
         return torch.cat(parts, -1)
+
+
+class GeneralizedPooling(nn.Module):
+    """The generalized pooling operator of VSE-infinity (arXiv 2011.04305).
+
+    A bi-GRU over sinusoidal positions gives one weight per rank; each feature dimension, sorted in
+    descending order over the valid tokens, is summed with these weights.
+
+    Args:
+        position_width: width of the sinusoidal positions.
+        hidden_width: width of the GRU.
+        temperature: of the softmax over ranks.
+    """
+
+    def __init__(
+        self, *, position_width: int = 32, hidden_width: int = 32, temperature: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.position_width, self.temperature = position_width, temperature
+        self.gru = nn.GRU(position_width, hidden_width, batch_first=True, bidirectional=True)
+        self.linear = nn.Linear(hidden_width, 1, bias=False)
+
+    def forward(
+        self, features: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Tensor:
+        """Pool ``[B, L, E]`` with mask ``[B, L]``, or ``[T, E]`` with offsets, to ``[B, E]``."""
+        if offsets is not None:
+            features, mask = unpack(features, offsets)
+        if mask is None:
+            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        ranked = features.masked_fill(~mask.bool()[..., None], -torch.inf)
+        ranked = ranked.sort(1, descending=True).values  # [B, L, E], valid ones first
+        weights = self.weights(mask.sum(1), features.shape[1])  # [B, L]
+        ranked = torch.where(weights[..., None] > 0, ranked, 0.0)
+        return (weights[:, None] @ ranked)[:, 0]
+
+    def weights(self, lengths: Tensor, length: int) -> Tensor:
+        """Weight of each rank, ``[B, length]``, zero beyond each sample's own length."""
+        positions = sinusoids(length, self.position_width).to(self.linear.weight)
+        sequence = nn.utils.rnn.pack_padded_sequence(
+            positions.expand(len(lengths), -1, -1),
+            lengths.cpu(),
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        states, _ = nn.utils.rnn.pad_packed_sequence(
+            self.gru(sequence)[0], batch_first=True, total_length=length
+        )
+        both = states.view(len(lengths), length, 2, -1).mean(2)  # [B, L, hidden]
+        scores = self.linear(both)[..., 0] / self.temperature
+        valid = torch.arange(length, device=lengths.device) < lengths[:, None]
+        return torch.softmax(scores.masked_fill(~valid, -torch.inf), 1)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sinusoidal positions ``[length, width]``: sine at even, cosine at odd dimensions."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = torch.arange(length)[:, None] * rates  # [L, width / 2]
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
