@@ -20,7 +20,8 @@ from .zarr3 import CRC_BYTES, ENTRY_BYTES, WAY_OUT, crc_of, parse_index
 
 Verify = Literal["always", "first", "never"]
 _MAX_RUN = 500
-_MAX_RUN_BYTES = 2**30
+_MAX_RUN_BYTES = 2**21
+"""Bytes read at once: few enough to be checked while they are still in the core's cache."""
 
 
 class ChunkReader:

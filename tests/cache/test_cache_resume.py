@@ -214,3 +214,28 @@ def test_a_ledger_line_without_room_is_undone(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert contents(tmp_path / "c") == whole
+
+
+def test_flushed_in_the_order_that_survives_a_power_cut(tmp_path, monkeypatch):
+    """File, then its name, then its folder, and only then the ledger line."""
+    events = []
+    replace = Path.replace
+
+    def fsync(fd):
+        events.append(("flush", Path(f"/proc/self/fd/{fd}").readlink().name))
+
+    def rename(self, target):
+        events.append(("rename", Path(target).name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    with LONG.writer(tmp_path / "c") as writer:
+        events.clear()
+        LONG.fill(writer, 0)
+    assert events[-4:] == [
+        ("flush", "0.partial"),
+        ("rename", "0"),
+        ("flush", "0"),
+        ("flush", "ledger.jsonl"),
+    ]
