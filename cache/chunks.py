@@ -2,7 +2,8 @@
 
 One `preadv` a run of neighbouring chunks puts each tap of a block where it is wanted, without a
 copy between; the taps that are not wanted are not read. The shard index is read once a shard. The
-CRC-32C of every chunk is verified always, at first touch, or never (20 GB/s a core when measured).
+CRC-32C of every chunk is verified always, at first touch, or never; on one core, with the file in
+the page cache, verifying made reading 1.6 times as long (13.7 against 22 GB/s).
 """
 
 import os
@@ -20,8 +21,7 @@ from .zarr3 import CRC_BYTES, ENTRY_BYTES, WAY_OUT, crc_of, parse_index
 
 Verify = Literal["always", "first", "never"]
 _MAX_RUN = 500
-_MAX_RUN_BYTES = 2**21
-"""Bytes read at once: few enough to be checked while they are still in the core's cache."""
+_MAX_RUN_BYTES = 2**30
 
 
 class ChunkReader:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from .errors import CacheError, CacheIncomplete, FingerprintMismatch
+from .errors import CacheError, CacheIncomplete, FingerprintMismatch, ShardMisaligned
 from .files import (
     PARTIAL,
     WriterLock,
@@ -193,10 +193,12 @@ class CacheWriter:
 
         Raises:
             CacheError: the writer is closed, or an overlapped write failed meanwhile.
-            ShardMisaligned: a sample of the shard has not been put.
+            ShardMisaligned: no such shard, or a sample of it has not been put.
             CacheFull: no space left; finished shards are safe.
         """
         self._check_open()
+        if not 0 <= number < self.layout.n_shards:
+            raise ShardMisaligned(f"there is no shard {number}; pending: {self.pending[:5]} ...")
         if self._writing is not None and self._writing.done():
             self.wait()
         buffer = ShardBuffer(self.layout, number, self._spare.pop() if self._spare else None)

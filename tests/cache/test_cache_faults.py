@@ -289,6 +289,8 @@ def test_misfitting_values_are_refused(tmp_path):
         lacks = pytest.raises(ShardMisaligned, match=r"lacks .*tokens\.layer\.1")
         with lacks, writer.shard(0) as buffer:
             buffer.put(samples, {tap.name: good})
+        with pytest.raises(ShardMisaligned, match="no shard 99"), writer.shard(99):
+            pass
         assert 0 in writer.pending
 
 
