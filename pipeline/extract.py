@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cache import CacheLayout, CacheWriter
-from cache.spec import StorageType
-from pipeline.backbones import TextBackbone, check_frozen, load_backbone
+from cache import ActivationOverflow, CacheLayout, CacheWriter, ShardBuffer
+from cache.spec import TORCH_TYPES, StorageType
+from pipeline.backbones import Encoded, TextBackbone, check_frozen, load_backbone
 from pipeline.config import Config
 from pipeline.data import DataConfig, load_dataset
 from pipeline.inputs import TextInput
@@ -264,14 +265,14 @@ def _fill(
     progress: ProgressCallback | None,
 ) -> int:
     """Compute and write the `pending` shards; return the number of valid tokens."""
-    lengths = table.encoded.lengths
+    lengths, dtype = table.encoded.lengths, TORCH_TYPES[writer.layout.geometry.dtype]
     total = sum(int(lengths[writer.samples_of(shard)].sum()) for shard in pending)
     started, done = time.perf_counter(), 0
     try:
         for number, shard in enumerate(pending):
             with writer.shard(shard) as buffer:
                 for batch in backbone.batches(writer.samples_of(shard), lengths, batch_tokens):
-                    buffer.put(batch, backbone.forward(table.encoded.select(batch)))
+                    _put(buffer, batch, backbone, table.encoded.select(batch), dtype)
                     done += int(lengths[batch].sum())
                     if progress is not None:
                         rate = done / (time.perf_counter() - started)
@@ -283,3 +284,18 @@ def _fill(
             "command again to go on"
         ) from stop
     return done
+
+
+def _put(
+    buffer: ShardBuffer,
+    batch: NDArray[np.int64],
+    backbone: TextBackbone,
+    encoded: Encoded,
+    dtype: torch.dtype,
+) -> None:
+    """Compute one batch in the storage type, and put it into the shard's buffer."""
+    try:
+        buffer.put(batch, backbone.forward(encoded, dtype))
+    except ActivationOverflow:
+        buffer.put(batch, backbone.forward(encoded))  # raises with the value that overflowed
+        raise

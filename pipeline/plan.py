@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from cache.loader import available_memory
+from cache.spec import TORCH_TYPES
 from pipeline.backbones import TextBackbone, check_frozen
 from pipeline.data import load_dataset
 from pipeline.extract import ExtractConfig, free_bytes, shard_batches, written_bytes
@@ -203,8 +204,8 @@ def _trial(
     for number in order:
         encoded = table.encoded.select(batches[number])
         started = time.perf_counter()
-        states = backbone.forward(encoded)
-        stored = [value.to("cpu", torch.float16) for value in states.values()]
+        states = backbone.forward(encoded, TORCH_TYPES[options.store_dtype])
+        stored = [value.cpu() for value in states.values()]
         spent += time.perf_counter() - started
         tokens += int(lengths[batches[number]].sum())
         if spent >= options.trial_seconds:

@@ -142,14 +142,20 @@ class TextBackbone:
             return self.model(**batch, **self._extra)
 
     @torch.inference_mode()
-    def forward(self, encoded: Encoded) -> dict[str, Tensor]:
-        """Return tap name -> states of the valid tokens, [T, D], inputs one after the other."""
+    def forward(self, encoded: Encoded, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Return tap name -> states of the valid tokens, [T, D], inputs one after the other.
+
+        Args:
+            encoded: the inputs of one batch.
+            dtype: type of the result; None keeps the type each module emits. A narrow type here
+                halves what is copied afterwards.
+        """
         batch = self.batch(encoded)
         with TapRecorder(self.model, self.tap_modules) as recorder:
             self.run(batch)
         padded = batch["input_ids"].numel() != len(encoded.tokens)
         index = batch["attention_mask"].flatten().nonzero().squeeze(1) if padded else None
-        return {tap: _packed(recorder.states[tap], index) for tap in self.tap_modules}
+        return {tap: _packed(state.to(dtype), index) for tap, state in recorder.states.items()}
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """Return what identifies the backbone: weights, preprocessing and taps, as JSON values."""

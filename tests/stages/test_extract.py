@@ -91,11 +91,11 @@ def count_inputs(backbone: TextBackbone, stop_after: int | None = None) -> list[
     seen: list[int] = []
     forward = backbone.forward
 
-    def counted(encoded):
+    def counted(encoded, dtype=None):
         if len(seen) == stop_after:
             raise KeyboardInterrupt
         seen.append(len(encoded))
-        return forward(encoded)
+        return forward(encoded, dtype)
 
     backbone.forward = counted
     return seen
@@ -160,7 +160,7 @@ def test_empty_texts_are_fine_where_the_tokenizer_adds_tokens(backbone: TextBack
 def test_overflow_names_the_tap_the_row_and_the_way_out(tmp_path: Path) -> None:
     backbone = load_backbone(str(save_tiny("llama", tmp_path / "llama")))
     backbone.model.norm.weight.mul_(1e6)
-    with pytest.raises(ActivationOverflow, match=r"final_norm.*row/.*bfloat16"):
+    with pytest.raises(ActivationOverflow, match=r"final_norm.*row/.*overflows.*bfloat16"):
         extract_inputs(backbone, ROWS, tmp_path / "cache", **SMALL)
 
 
