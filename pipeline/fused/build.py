@@ -31,6 +31,7 @@ def build_fused(
     *,
     segments: int,
     labels: Sequence[str] | None,
+    storage_type: str = "float32",
 ) -> UniPTForSequenceClassification:
     """Put a backbone and a side classifier together; the backbone's weights keep their type.
 
@@ -40,6 +41,7 @@ def build_fused(
         taps: its taps, in its order; the last is the anchor.
         segments: 2 if the classifier compares two sentences encoded separately, else 1.
         labels: class names in order; None for a regression.
+        storage_type: number type of the cached states.
 
     Raises:
         ExportError: the backbone's class is not part of transformers, or a tap is unknown.
@@ -62,6 +64,7 @@ def build_fused(
         taps=taps,
         tap_modules={tap: backbone.tap_modules[tap] for tap in taps},
         side_config=classifier.config,
+        storage_type=storage_type,
         token_types=backbone.token_types,
         segments=segments,
         segment_length=backbone.max_length if separate else None,

@@ -18,6 +18,8 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         taps: names of the taps in the side network's order; the last one is the anchor.
         tap_modules: tap name to module path within the backbone (JSON does not keep its order).
         side_config: `SideClassifier.config`.
+        storage_type: number type of the cached states the side classifier was trained on; the
+            recorded states pass through it.
         token_types: pass `token_type_ids` on to the backbone, as extraction did.
         segments: 1 if a row is one sentence or one jointly encoded pair; 2 if it holds two
             sentences, told apart by `token_type_ids`, that the backbone reads separately.
@@ -38,6 +40,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         taps: Sequence[str] = (),
         tap_modules: dict[str, str] | None = None,
         side_config: dict[str, Any] | None = None,
+        storage_type: str = "float32",
         token_types: bool = False,
         segments: int = 1,
         segment_length: int | None = None,
@@ -50,6 +53,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.taps = list(taps)
         self.tap_modules = dict(tap_modules or {})
         self.side_config = dict(side_config or {})
+        self.storage_type = storage_type
         self.token_types = token_types
         self.segments = segments
         self.segment_length = segment_length

@@ -98,15 +98,23 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         return tuple(output.values()) if return_dict is False else output
 
     def _record(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Run the backbone and return its taps, [N + 1, B, L, D] in the side network's type."""
+        """Run the backbone and return its taps, [N + 1, B, L, D], rounded as a cache rounds them.
+
+        Rounding errors are not noise: a nearly constant feature is rounded the same way every
+        time, and the side classifier was trained on the rounded values.
+        """
         given = {"attention_mask": mask, "token_type_ids": token_type_ids, "use_cache": False}
         options = {
             k: v for k, v in given.items() if v is not None and k in self._backbone_arguments
         }
         with TapRecorder(self.backbone, self.config.tap_modules) as recorder:
             self.backbone(input_ids=input_ids, **options)
-        dtype = next(self.side_classifier.parameters()).dtype
-        return torch.stack([recorder.states[name].to(dtype) for name in self.config.taps])
+        states = torch.stack([recorder.states[name] for name in self.config.taps])
+        stored = getattr(torch, self.config.storage_type)
+        if stored != torch.float32:
+            limit = torch.finfo(stored).max
+            states = states.float().clamp(-limit, limit).to(stored)
+        return states.to(next(self.side_classifier.parameters()).dtype)
 
     def _split(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
         """Turn joint rows [B, L] into rows [2B, W]: all first sentences, then all second ones.

@@ -111,12 +111,13 @@ def export_model(
         OutputExists, ExportError, FingerprintMismatch, TokenizerError, ExtraMissing,
         ExportParityError: as they say; nothing is left behind under the name `out`.
     """
+    storage_type = str(cache.dtype).removeprefix("torch.")
     check_target(out, force=force)
     check_backbone(backbone, cache)
     classifier = trained.classifier.eval()
     replay = choose_replay(cache, classifier, trained.taps, trained.rows, samples=samples)
     with staged(out, force=force) as stage:
-        model, tokenizer = _write_model(trained, backbone, stage)
+        model, tokenizer = _write_model(trained, backbone, storage_type, stage)
         encode = _Encoder(tokenizer, replay, model)
         example = encode(range(2) if len(replay.rows) > 1 else (0, 0), 0)
         runners: dict[str, artefacts.Runner] = {"transformers": artefacts.eager_runner(model)}
@@ -172,7 +173,7 @@ class _Encoder:
 
 
 def _write_model(
-    trained: Exportable, backbone: TextBackbone, stage: Path
+    trained: Exportable, backbone: TextBackbone, storage_type: str, stage: Path
 ) -> tuple[UniPTForSequenceClassification, Any]:
     """Write weights, configuration, tokenizer and sources; return both as read back."""
     fused = build_fused(
@@ -181,6 +182,7 @@ def _write_model(
         trained.taps,
         segments=trained.segments,
         labels=trained.labels,
+        storage_type=storage_type,
     )
     with quiet_loading():
         fused.save_pretrained(stage)

@@ -1,0 +1,78 @@
+"""A cache, a backbone and a classifier of each kind, small and random."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import DECODERS, SENTENCES, tiny_model, tiny_tokenizer
+
+from cache import Cache
+from pipeline.backbones import TextBackbone
+from pipeline.extract import extract_inputs
+from pipeline.fused.write import Exportable
+from pipeline.inputs import TextInput
+from unipt import SideClassifier, SideNetworkConfig
+
+logging.getLogger("torch.__trace").propagate = False  # captured, it takes 20 s a traced model
+PAIRS = tuple(zip(SENTENCES, SENTENCES[1:] + SENTENCES[:1], strict=True))
+
+
+@dataclass
+class Made:
+    """What `export_model` takes."""
+
+    trained: Exportable
+    backbone: TextBackbone
+    cache: Cache
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Made]:
+    """Extract the tiny sentences with a random model and put a random classifier on top."""
+
+    def build(
+        model_type: str = "bert",
+        *,
+        pair: str = "none",
+        labels: tuple[str, ...] | None = ("bad", "good"),
+        unscale: tuple[float, float] = (1.0, 0.0),
+        max_length: int = 12,
+        store: str = "float16",
+        **tokenizer: object,
+    ) -> Made:
+        torch.manual_seed(1)
+        words = tiny_tokenizer(special=model_type not in DECODERS, **tokenizer)
+        backbone = TextBackbone(
+            tiny_model(model_type), words, name=f"tiny-{model_type}", max_length=max_length
+        )
+        rows = {
+            "none": [(TextInput(text),) for text in SENTENCES],
+            "joint": [(TextInput(*texts),) for texts in PAIRS],
+            "separate": [tuple(map(TextInput, texts)) for texts in PAIRS],
+        }[pair]
+        inputs = [(f"{i}/{j}", x) for i, row in enumerate(rows) for j, x in enumerate(row)]
+        path = tmp_path / f"cache-{model_type}-{pair}-{store}"
+        extract_inputs(backbone, inputs, path, store_dtype=store, block_tokens=64, force=True)
+        taps = tuple(backbone.tap_modules)
+        segments = 2 if pair == "separate" else 1
+        side = SideNetworkConfig(
+            widths=(16,) * (len(taps) - 1), anchor_width=16, side_width=8, out_width=16
+        )
+        classifier = SideClassifier(side=side, num_outputs=len(labels or "1"), segments=segments)
+        trained = Exportable(
+            classifier=classifier.eval(),
+            taps=taps,
+            labels=labels,
+            segments=segments,
+            unscale=unscale,
+            rows=rows,
+            metrics={"test": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}}},
+            data={"task": "classification"},
+            training={"epochs": 1},
+        )
+        return Made(trained, backbone, Cache.open(path))
+
+    return build

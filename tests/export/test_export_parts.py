@@ -1,0 +1,108 @@
+"""The parts of an export on their own: sources, tokenizers, tolerance, splitting of pairs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import SENTENCES, tiny_tokenizer
+
+from pipeline.backbones.fingerprint import tokenizer_digest
+from pipeline.fused.package import PackageError, relative_imports, source_files
+from pipeline.fused.parity import ExportParityError, check, replay, tolerance
+from pipeline.fused.tokenizer import (
+    TokenizerError,
+    joint_tokenizer,
+    separate_tokenizer,
+    special_tokens,
+)
+
+
+def test_sources_are_flat_unchanged_and_closed() -> None:
+    import unipt
+
+    files = source_files()
+    assert {"configuration_unipt.py", "modeling_unipt.py", "classifier.py"} <= files.keys()
+    for name, text in files.items():
+        assert {f"{needed}.py" for needed in relative_imports(text)} <= files.keys()
+        if "_unipt" not in name:
+            assert (Path(unipt.__path__[0]) / name).read_text(encoding="utf-8") == text
+    assert "from unipt" not in files["modeling_unipt.py"]
+    assert "from .recorder import TapRecorder" in files["modeling_unipt.py"]
+
+
+@pytest.mark.parametrize(
+    "text", ["from . import layers", "from ..cache import x", "from .a.b import c"]
+)
+def test_imports_the_loader_does_not_follow_are_refused(text: str) -> None:
+    with pytest.raises(PackageError, match="write `from"):
+        relative_imports(text)
+
+
+def test_imports_of_this_project_are_refused() -> None:
+    with pytest.raises(PackageError, match="cannot need this project"):
+        relative_imports("import cache.reader")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_separate_pairs_are_the_two_texts_with_types(special: bool) -> None:
+    original = tiny_tokenizer(special=special)
+    before = tokenizer_digest(original)
+    found = separate_tokenizer(original, max_length=10)
+    first, second = (original(text)["input_ids"] for text in SENTENCES[:2])
+    pair = found(*SENTENCES[:2])
+    assert pair["input_ids"] == first + second
+    assert pair["token_type_ids"] == [0] * len(first) + [1] * len(second)
+    assert found(SENTENCES[0])["input_ids"] == first
+    assert found.model_max_length == 20
+    assert tokenizer_digest(original) == before
+
+
+def test_joint_tokenizer_pads_on_the_right_and_cuts() -> None:
+    found = joint_tokenizer(tiny_tokenizer(special=False, padding_side="left"), max_length=3)
+    both = found([SENTENCES[0], "cat"], padding=True, truncation=True)
+    assert both["attention_mask"] == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_special_tokens_inside_a_text_are_refused() -> None:
+    class Odd:
+        """Puts its separator in the middle, as no template can say."""
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, Any]:
+            ids = [5, 6]
+            return {"input_ids": [5, 1, 6] if add_special_tokens else ids}
+
+    with pytest.raises(TokenizerError, match="do not enclose"):
+        special_tokens(Odd())
+    with pytest.raises(TokenizerError, match="needs a fast tokenizer"):
+        separate_tokenizer(Odd(), max_length=4)
+
+
+def test_tolerance_follows_the_coarsest_type() -> None:
+    assert tolerance({"stored": "float32"}) == pytest.approx(1e-4)
+    assert tolerance({"stored": "float16", "computed": "float32"}) == pytest.approx(4 / 2048)
+    assert tolerance({"stored": "bfloat16", "weights": "float32"}) == pytest.approx(4 / 256)
+    assert tolerance({"stored": "float16", "computed": "bfloat16"}) == pytest.approx(128 / 256)
+    assert tolerance({"stored": "float16", "weights": "float16"}) == pytest.approx(128 / 2048)
+    with pytest.raises(ValueError, match="int3"):
+        tolerance({"stored": "int3"})
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_wrong_or_missing_number_fails_the_report(value: float) -> None:
+    reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def encode(positions: Any, extra: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[i] + [0] * extra for i in positions])}
+
+    def run(inputs: Any) -> torch.Tensor:
+        found = reference[inputs["input_ids"][:, 0]].clone()
+        if len(found) > 1:  # wrong in batches only
+            found[1, 0] += value
+        return found
+
+    report = replay({"eager": run}, encode, reference, types={"stored": "float16"})
+    assert [row.max_error <= report.tolerance for row in report.rows] == [True, False]
+    assert [row.length for row in report.rows] == [1, 4]
+    with pytest.raises(ExportParityError, match="FAILED"):
+        check(report)
