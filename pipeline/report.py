@@ -121,7 +121,9 @@ def draw_learning(run: Run, path: Path) -> Path:
         [best], [values[best - 1]], "o", markersize=9, markerfacecolor="none", color=COLOURS[1]
     )
     right.set_ylabel(f"dev {metric}", color=COLOURS[1])
-    axes.set_title(f"Learning curve (kept: epoch {best}, dev {metric} {values[best - 1]:.3f})", fontsize=10)
+    axes.set_title(
+        f"Learning curve (kept: epoch {best}, dev {metric} {values[best - 1]:.3f})", fontsize=10
+    )
     return _save(figure, path)
 
 

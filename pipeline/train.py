@@ -25,6 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.errors import PipelineError
+from pipeline.console import duration
 from pipeline.evaluate import split_metrics, write_predictions
 from pipeline.run import CHECKPOINT, CURVES, FORMAT, INFO, WEIGHTS, Run, RunError
 from pipeline.tasks.metrics import better
@@ -52,7 +54,7 @@ __all__ = ["Diverged", "RunResult", "TrainConfig", "TrainProgress", "train"]
 logger = logging.getLogger(__name__)
 
 
-class Diverged(ArithmeticError):  # noqa: N818 (reads as what happened)
+class Diverged(PipelineError, ArithmeticError):  # noqa: N818 (reads as what happened)
     """The loss or the gradient is not finite any more."""
 
 
@@ -67,6 +69,14 @@ class TrainProgress(NamedTuple):
     dev: dict[str, float]
     rate: float
     eta: float
+
+    def describe(self) -> str:
+        """Return one line: epoch, batch, loss, dev metrics, examples a second, time left."""
+        dev = "".join(f"  dev {name} {value:.3f}" for name, value in self.dev.items())
+        return (
+            f"epoch {self.epoch} of {self.epochs}  batch {self.batch} of {self.batches}  "
+            f"loss {self.loss:.4f}{dev}  {self.rate:,.0f} examples/s  {duration(self.eta)} left"
+        )
 
 
 ProgressCallback = Callable[[TrainProgress], None]
@@ -95,6 +105,26 @@ class RunResult:
     seconds: float
     tier: str
     reused: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return dataclasses.asdict(self) | {"path": str(self.path)}
+
+    def render(self) -> str:
+        """Return the result as lines of text."""
+        did = "was trained already" if self.reused else f"trained in {duration(self.seconds)}"
+        scores = [
+            f"{split} {name} {value:.3f}"
+            for split, metrics in self.metrics.items()
+            for name, value in metrics.items()
+        ]
+        return "\n".join(
+            (
+                f"{self.path}: {self.parameters:,} parameters, {did}, epoch {self.best_epoch} of "
+                f"{self.epochs} kept; batches from {self.tier}",
+                ", ".join(scores),
+            )
+        )
 
 
 def train(config: TrainConfig, progress: ProgressCallback | None = None) -> RunResult:
@@ -130,7 +160,7 @@ def _train(
     logger.info("batches from %s", loader.tier_reason)
     targets = _target_tensor(setup, "train")
     model = build_model(config, setup)
-    if config.input_norm == "standard":
+    if model.config["side"]["input_norm"] == "standard":
         set_statistics(model, loader)
     model = model.to(device)
     optimizer = make_optimizer(model, config)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from pipeline.config import Config
-from pipeline.reading.tables import EncodingErrors
 from pipeline.reading.glue import TASKS, TaskPreset
+from pipeline.reading.tables import EncodingErrors
 
 KINDS = ("classification", "regression")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.reading.config import DataConfig
+from pipeline.reading.glue import Columns
 from pipeline.reading.tables import (
     DataError,
     Table,
@@ -16,7 +17,6 @@ from pipeline.reading.tables import (
     read_datasets_folder,
     read_table,
 )
-from pipeline.reading.glue import Columns
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 STEMS = {

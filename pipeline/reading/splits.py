@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.reading.config import DataConfig
 from pipeline.reading.examples import Example
-from pipeline.reading.tables import DataError
 from pipeline.reading.glue import SplitRule
+from pipeline.reading.tables import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 Each function builds one thing, so that a search over hyperparameters can share the rest.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from pipeline.tasks import Task, make_task
 from pipeline.training.config import TrainConfig
 from pipeline.training.inference import choose_device
 from pipeline.training.samples import Located, locate, select_taps
-from unipt import SideClassifier, SideNetworkConfig
+from unipt import SideClassifier, SideNetworkConfig, preset
+
+TOKEN_PRESETS = ("text", "vse_text", "clip_vil")
+"""Presets of `unipt` that take the states of one text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,26 @@ def prepare(config: TrainConfig) -> Setup:
 
 
 def build_model(config: TrainConfig, setup: Setup) -> SideClassifier:
-    """Build the side classifier with fresh weights from torch's random generator."""
+    """Build the side classifier with fresh weights from torch's random generator.
+
+    Raises:
+        ValueError: the preset is unknown, or is not one for token states.
+    """
     width = setup.taps[-1].shape[0]
-    side = SideNetworkConfig(
-        widths=tuple(tap.shape[0] for tap in setup.taps[:-1]),
-        anchor_width=width,
-        side_width=config.side_width or max(1, round(width / config.reduction)),
-        out_width=config.out_width or width,
-        input_norm=config.input_norm,
-    )
+    sizes = {
+        "widths": tuple(tap.shape[0] for tap in setup.taps[:-1]),
+        "anchor_width": width,
+        "side_width": config.side_width or max(1, round(width / config.reduction)),
+        "out_width": config.out_width or width,
+    }
+    if config.preset not in TOKEN_PRESETS:
+        known = ", ".join(TOKEN_PRESETS)
+        raise ValueError(f"preset {config.preset!r} is not one for sentences; choose from {known}")
+    side = preset(config.preset, **sizes)
+    if not isinstance(side, SideNetworkConfig):
+        raise TypeError(f"preset {config.preset!r} does not take token states")
+    if config.input_norm is not None:
+        side = dataclasses.replace(side, input_norm=config.input_norm)
     return SideClassifier(
         side=side,
         num_outputs=setup.task.num_outputs,

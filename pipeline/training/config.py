@@ -22,16 +22,17 @@ class TrainConfig(Config):
     taps: tuple[str, ...] | None = None
     """Glob patterns of the taps to train on, the last tap being the anchor; all by default."""
 
-    preset: str = "vse_text"
-    """Variant of the side network: vse_text or clip_vil."""
+    preset: str = "text"
+    """Variant of the side network: text, vse_text or clip_vil."""
     reduction: float = Field(default=2.0, gt=0)
     """Backbone width divided by side width, where side_width is not given."""
     side_width: int | None = Field(default=None, ge=1)
     """Width d of the side network, in features; by default from reduction."""
     out_width: int | None = Field(default=None, ge=1)
     """Width of the side network's output, in features; by default the backbone's."""
-    input_norm: Literal["none", "layer", "standard"] = "standard"
-    """Scaling of the cached states: none, per token, or by the training rows' statistics."""
+    input_norm: Literal["none", "layer", "standard"] | None = None
+    """Scaling of the states: none, per token, or by the training rows' statistics; by default the
+    preset's."""
     pooling: Literal["mean", "first", "last", "max", "meanmax", "attention"] = "meanmax"
     """How token features become one vector."""
     dropout: float = Field(default=0.2, ge=0, lt=1)

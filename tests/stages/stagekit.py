@@ -38,8 +38,8 @@ def states_of(text: TextInput) -> torch.Tensor:
     """Return states [taps, L, WIDTH]: noise, with the first word's direction in one tap only."""
     words = text.text.split()
     random = np.random.default_rng(list(text.key()))
-    states = random.normal(size=(len(TAPS), len(words) + 1, WIDTH))
-    states[1] += 2.0 * np.random.default_rng(list(words[0].encode())).normal(size=WIDTH)
+    states = 0.5 * random.normal(size=(len(TAPS), len(words) + 1, WIDTH))
+    states[1] += 3.0 * np.random.default_rng(list(words[0].encode())).normal(size=WIDTH)
     return torch.from_numpy(states).half()
 
 
@@ -79,7 +79,7 @@ def settings(tmp_path: Path, out: str = "run", **changes: Any) -> dict[str, Any]
     """Return a small training as plain values, its data and cache written on first use."""
     file = tmp_path / "rows.tsv"
     data = {"train": str(file)}
-    if not file.exists():
+    if not (tmp_path / "cache").exists():
         write_rows(file)
         cached(tmp_path, data)
     return {
@@ -87,9 +87,10 @@ def settings(tmp_path: Path, out: str = "run", **changes: Any) -> dict[str, Any]
         "cache": str(tmp_path / "cache"),
         "out": str(tmp_path / out),
         "epochs": 3,
+        "dropout": 0.1,
         "batch_size": 16,
-        "side_width": 4,
-        "lr": 5e-3,
+        "side_width": 8,
+        "lr": 1e-2,
         "device": "cpu",
     } | changes
 
