@@ -20,9 +20,10 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.errors import PipelineError
 from pipeline.fused.build import model_inputs
 from pipeline.fused.loading import load_exported
-from pipeline.fused.records import SUFFIXES, Record, TextFormat, read_records
+from pipeline.fused.records import SUFFIXES, TextFormat, read_records
 from pipeline.inputs import TextInput
 from pipeline.training.inference import choose_device
 
@@ -59,7 +60,7 @@ class PredictConfig(Config):
     """Replace `out` if it exists."""
 
 
-class PredictError(ValueError):
+class PredictError(PipelineError, ValueError):
     """The texts cannot be labelled; the message says why and what to do."""
 
 
@@ -122,12 +123,11 @@ class Predictor:
         logits: Tensor = self.model(**moved).logits.float().cpu()
         return logits if self.regression else logits.softmax(-1)
 
-    def row(self, record: Record) -> tuple[TextInput, ...]:
-        """Return a record's inputs as the model takes them: joined, or two sentences."""
-        first = str(record.text)
+    def row_of(self, text: str, pair: str | None = None) -> tuple[TextInput, ...]:
+        """Return an example as the model takes it: one input, or two sentences."""
         if self.model.config.segments == 2:
-            return TextInput(first), TextInput(str(record.pair))
-        return (TextInput(first, record.pair),)
+            return TextInput(text), TextInput(str(pair))
+        return (TextInput(text, pair),)
 
 
 def predict(
@@ -162,7 +162,9 @@ def predict(
         write = _writer(sink or _open_output(config, files), config.format, predictor)
         while window := list(islice(records, WINDOW * config.batch_size)):
             full = [record for record in window if record.text is not None]
-            outputs = predictor.outputs([predictor.row(r) for r in full], config.batch_size)
+            outputs = predictor.outputs(
+                [predictor.row_of(str(r.text), r.pair) for r in full], config.batch_size
+            )
             values = iter(outputs.tolist())
             for record in window:
                 write(record.line, None if record.text is None else next(values))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import PipelineError
+
 PT2_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
 OUTPUTS = ("logits", "confidence")
@@ -27,7 +29,7 @@ _EXPORTER_NOISE = (
 )
 
 
-class ExtraMissing(ImportError):  # noqa: N818 (reads as what is wrong)
+class ExtraMissing(PipelineError, ImportError):  # noqa: N818 (reads as what is wrong)
     """An optional dependency is not installed."""
 
 

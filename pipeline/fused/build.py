@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.backbones import TextBackbone
+from pipeline.errors import PipelineError
 from pipeline.fused.configuration_unipt import UniPTConfig
 from pipeline.fused.modeling_unipt import UniPTForSequenceClassification
 from pipeline.fused.package import AUTO_MAP
@@ -20,7 +21,7 @@ from pipeline.inputs import TextInput
 from unipt.classifier import SideClassifier
 
 
-class ExportError(ValueError):
+class ExportError(PipelineError, ValueError):
     """This run cannot be exported; the message says why and what to do."""
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from pipeline.errors import PipelineError
 from pipeline.fused.folder import is_export
 from pipeline.fused.modeling_unipt import UniPTForSequenceClassification
 from pipeline.fused.package import source_files
 
 
-class NotAnExport(ValueError):  # noqa: N818 (reads as what is wrong)
+class NotAnExport(PipelineError, ValueError):  # noqa: N818 (reads as what is wrong)
     """A folder holds no exported model, or one whose code is not this version's own."""
 
 

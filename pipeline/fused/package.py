@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import unipt
+from pipeline.errors import PipelineError
 
 HERE = Path(__file__).parent
 ENTRY_FILES = ("configuration_unipt.py", "modeling_unipt.py")
@@ -20,7 +21,7 @@ AUTO_MAP = {
 }
 
 
-class PackageError(RuntimeError):
+class PackageError(PipelineError, RuntimeError):
     """The side network's sources cannot be shipped beside a model."""
 
 

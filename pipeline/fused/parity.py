@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import PipelineError
 from pipeline.fused.artefacts import Runner
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -32,7 +33,7 @@ Encoder = Callable[[Sequence[int], int], dict[str, Tensor]]
 """Maps sample positions and extra padding to the artefact's inputs, int64 [B, L] each."""
 
 
-class ExportParityError(RuntimeError):
+class ExportParityError(PipelineError, RuntimeError):
     """An exported artefact disagrees with the cache it was trained from; nothing was kept."""
 
 

@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
+from pipeline.errors import PipelineError
+
 TextFormat = Literal["lines", "tsv", "csv", "jsonl"]
 SUFFIXES: dict[str, TextFormat] = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl"}
 
 
-class RecordError(ValueError):
+class RecordError(PipelineError, ValueError):
     """The input cannot be read; the message names the line and the way out."""
 
 

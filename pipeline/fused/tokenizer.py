@@ -12,10 +12,12 @@ from typing import Any
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.errors import PipelineError
+
 PROBES = (("a", "b"), ("one more probe", "and another one, longer"), ("", "x"))
 
 
-class TokenizerError(ValueError):
+class TokenizerError(PipelineError, ValueError):
     """The tokenizer cannot be shipped with this model."""
 
 
