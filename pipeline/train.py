@@ -9,26 +9,21 @@ An interrupted training goes on from its last checkpoint, bit for bit on a CPU; 
 """
 
 import contextlib
-import dataclasses
 import importlib
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import PipelineError
 from pipeline.console import duration
-from pipeline.evaluate import split_metrics, write_predictions
-from pipeline.run import CHECKPOINT, CURVES, FORMAT, INFO, WEIGHTS, Run, RunError
+from pipeline.errors import PipelineError
+from pipeline.evaluate import split_metrics
+from pipeline.run import CHECKPOINT, CURVES, INFO, Run, RunError
 from pipeline.tasks.metrics import better
 from pipeline.training.augment import add_noise, drop_tokens
 from pipeline.training.build import (
@@ -38,14 +33,14 @@ from pipeline.training.build import (
     make_loader,
     make_optimizer,
     prepare,
-    rescale_outputs,
     set_statistics,
 )
 from pipeline.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.ema import WeightAverage, copy_weights
-from pipeline.training.files import write_json, write_lines, write_with
+from pipeline.training.files import write_lines
 from pipeline.training.inference import run_model
+from pipeline.training.results import RunResult, finish, reuse
 from pipeline.training.schedule import rate_factor
 from unipt import SideClassifier
 
@@ -82,51 +77,6 @@ class TrainProgress(NamedTuple):
 ProgressCallback = Callable[[TrainProgress], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A finished training.
-
-    Attributes:
-        path: the run folder.
-        metrics: metrics of dev and, where there is one with labels, test, at the best epoch.
-        best_epoch: the epoch whose weights were kept, from 1.
-        epochs: epochs trained.
-        parameters: trained numbers.
-        seconds: wall-clock time of the epochs.
-        tier: where the batches came from, and why.
-        reused: whether the folder held this very run already.
-    """
-
-    path: Path
-    metrics: dict[str, dict[str, float]]
-    best_epoch: int
-    epochs: int
-    parameters: int
-    seconds: float
-    tier: str
-    reused: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return dataclasses.asdict(self) | {"path": str(self.path)}
-
-    def render(self) -> str:
-        """Return the result as lines of text."""
-        did = "was trained already" if self.reused else f"trained in {duration(self.seconds)}"
-        scores = [
-            f"{split} {name} {value:.3f}"
-            for split, metrics in self.metrics.items()
-            for name, value in metrics.items()
-        ]
-        return "\n".join(
-            (
-                f"{self.path}: {self.parameters:,} parameters, {did}, epoch {self.best_epoch} of "
-                f"{self.epochs} kept; batches from {self.tier}",
-                ", ".join(scores),
-            )
-        )
-
-
 def train(config: TrainConfig, progress: ProgressCallback | None = None) -> RunResult:
     """Train, or finish, the run that `config` describes.
 
@@ -144,7 +94,7 @@ def train(config: TrainConfig, progress: ProgressCallback | None = None) -> RunR
     setup = prepare(config)
     own = identity(config, setup)
     if (config.out / INFO).exists():
-        return _finished(Run.open(config.out), own)
+        return reuse(Run.open(config.out), own)
     config.out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -212,7 +162,9 @@ def _train(
             _keep_best(now, dev, task.metrics[0], model)
         _end_epoch(config, now, dev, optimizer, time.perf_counter() - started)
         save()
-    return _finish(config, setup, model, now, own, loader.tier_reason)
+    if now.best_epoch is None:
+        raise Diverged("no epoch gave a finite dev metric; lower lr, or look at metrics.jsonl")
+    return finish(config, setup, model, now, identity=own, tier=loader.tier_reason)
 
 
 def _target_tensor(setup: Setup, split: str) -> Tensor:
@@ -286,89 +238,6 @@ def _end_epoch(
     waited = now.epoch - (now.best_epoch if now.best_epoch is not None else -1)
     now.stopped = config.patience is not None and waited >= config.patience
     now.epoch, now.batch, now.loss_sum, now.loss_count = now.epoch + 1, 0, 0.0, 0
-
-
-def _finish(
-    config: TrainConfig, setup: Setup, model: SideClassifier, now: Progress, own: str, tier: str
-) -> RunResult:
-    """Write the best weights, the predictions of dev and test, and run.json last."""
-    if now.best_epoch is None:
-        raise Diverged("no epoch gave a finite dev metric; lower lr, or look at metrics.jsonl")
-    model.load_state_dict(now.best_weights)
-    scale, shift = setup.task.unscale
-    if (scale, shift) != (1.0, 0.0):
-        rescale_outputs(model, scale, shift)
-    weights = {name: value.contiguous() for name, value in copy_weights(model.cpu()).items()}
-    write_with(config.out / WEIGHTS, lambda file: save_file(weights, file))
-    model.to(setup.device)
-    metrics: dict[str, dict[str, float]] = {}
-    for split in (name for name in setup.splits if name != "train"):
-        located = setup.splits[split]
-        outputs = run_model(
-            model,
-            setup.cache,
-            located.samples,
-            taps=setup.tap_names,
-            batch_size=config.batch_size,
-            device=setup.device,
-        )
-        write_predictions(config.out, split, setup.task, located, outputs)
-        if located.targets is not None:
-            metrics[split] = split_metrics(setup.task, outputs.logits, located.targets)
-    result = RunResult(
-        path=config.out,
-        metrics=metrics,
-        best_epoch=now.best_epoch + 1,
-        epochs=now.epoch,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        seconds=sum(record["seconds"] for record in now.history),
-        tier=tier,
-    )
-    write_json(config.out / INFO, _info(config, setup, model, now, own, result))
-    return result
-
-
-def _info(
-    config: TrainConfig,
-    setup: Setup,
-    model: SideClassifier,
-    now: Progress,
-    own: str,
-    result: RunResult,
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "config": config.model_dump(mode="json"),
-        "identity": own,
-        "model": model.config,
-        "task": setup.task.kind,
-        "task_metrics": list(setup.task.metrics),
-        "labels": None if setup.task.labels is None else list(setup.task.labels),
-        "taps": list(setup.tap_names),
-        "cache": {
-            "path": str(config.cache.resolve()),
-            "digest": setup.cache.fingerprint.digest,
-            "fingerprint": setup.cache.fingerprint.mapping,
-        },
-        "examples": {split: len(rows) for split, rows in setup.dataset.splits.items()},
-        "history": now.history,
-        "seed": config.seed,
-        "device": str(setup.device),
-        "versions": {name: version(name) for name in ("torch", "numpy", "zarr", "scikit-learn")}
-        | {"python": platform.python_version()},
-        **{key: value for key, value in dataclasses.asdict(result).items() if key != "path"},
-    }
-
-
-def _finished(run: Run, own: str) -> RunResult:
-    """Return the result of a finished run, if it is the one that is asked for."""
-    if run.info["identity"] != own:
-        raise RunError(
-            f"{run.path} holds a finished run of another configuration, cache or data; choose "
-            "another out folder, or remove this one"
-        )
-    fields = {f.name for f in dataclasses.fields(RunResult)} - {"path", "reused"}
-    return RunResult(path=run.path, reused=True, **{name: run.info[name] for name in fields})
 
 
 def _read_own(path: Path, own: str) -> dict[str, Any]:
