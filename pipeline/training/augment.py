@@ -10,10 +10,14 @@ from torch import Tensor
 
 
 def add_noise(states: Tensor, share: float) -> Tensor:
-    """Add Gaussian noise of `share` times each tap's root mean square to states [N, T, D]."""
+    """Add Gaussian noise to states [N, T, D], `share` times each feature's deviation in the batch.
+
+    The deviation is taken feature by feature, as a few features of a language model are a hundred
+    times larger than the others.
+    """
     if not share:
         return states
-    scale = states.float().pow(2).mean(dim=(1, 2), keepdim=True).sqrt() * share  # [N, 1, 1]
+    scale = states.float().std(dim=1, keepdim=True, correction=0) * share  # [N, 1, D]
     return states + torch.randn_like(states) * scale.to(states.dtype)
 
 

@@ -65,7 +65,7 @@ class TrainConfig(Config):
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of each class in the loss; balanced is inverse to its count."""
     noise: float = Field(default=0.0, ge=0)
-    """Gaussian noise on the cached states, in root mean squares of their tap."""
+    """Gaussian noise on the cached states, in standard deviations of each feature."""
     token_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each token to be dropped in a training step."""
 
