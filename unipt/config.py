@@ -74,6 +74,7 @@ class SideNetworkConfig(_Config):
     projection_width: int = 0
     projection_norm: Norm = "layer"
     up: UpKind = "relu_linear"
+    anchor_skip: bool = True
     add_anchor: bool = False
     norm_eps: float = 1e-5
 

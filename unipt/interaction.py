@@ -47,8 +47,13 @@ def l1_normalize(scores: Tensor, *, eps: float, eps_mode: EpsMode) -> Tensor:
         eps: guards rows of zeros, which stay zero.
         eps_mode: "add" divides by ``sum + eps``, "clamp" by ``max(sum, eps)``.
     """
+    return scores / l1_norm(scores, eps=eps, eps_mode=eps_mode)
+
+
+def l1_norm(scores: Tensor, *, eps: float, eps_mode: EpsMode) -> Tensor:
+    """Return the guarded sum over the last dimension, ``[..., 1]``; see `l1_normalize`."""
     total = scores.sum(-1, keepdim=True)
-    return scores / (total + eps if eps_mode == "add" else total.clamp_min(eps))
+    return total + eps if eps_mode == "add" else total.clamp_min(eps)
 
 
 def attend(
@@ -141,8 +146,8 @@ def aggregate(
         scores = scores * valid
         gate = (gate * valid).sum(-1) / valid.sum(-1).clamp_min(1.0)
     confidence = torch.softmax(gate + gate_bias, -1)  # [G, R, N]
-    weights = l1_normalize(scores, eps=eps, eps_mode=eps_mode)  # [G, Q, N, L]
+    trust = confidence[..., None]  # [G, R, N, 1]
+    weights = scores * (trust / l1_norm(scores, eps=eps, eps_mode=eps_mode))  # [G, Q, N, L]
     if residual is not None:
-        weights = weights + residual[:, :, None]
-    weights = weights * confidence[..., None].to(weights.dtype)
+        weights = weights + residual[:, :, None] * trust
     return torch.bmm(weights.flatten(2), keys), confidence

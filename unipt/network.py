@@ -4,7 +4,7 @@ Legend: B samples, L tokens (padded), T valid tokens (packed), N targets, D back
 d side width, E output width.
 
     a = Down_a(anchor)    t_i = Down_i(target_i)    p = softmax_i(gate)    u_i = A_i t_i
-    o = a + P(sum_i p_i u_i)        y = Up(o) [+ anchor]
+    o = [a +] P(sum_i p_i u_i)      y = Up(o) [+ anchor]
 
 Price of a step: N + 1 GEMMs [T, D] x [D, d] forward and as many for the weight gradients; the rest
 is about a tenth of that at d = D / 4. Packed batches are worked on in groups of equal length, so
@@ -78,6 +78,7 @@ class SideNetwork(nn.Module):
         projection_width: inner width of the "mlp"; 0 = 2 d.
         projection_norm: norm after P.
         up: from d to E, "none", "linear", "relu_linear" or "relu_linear_norm".
+        anchor_skip: add the reduced anchor a to P's result.
         add_anchor: add the anchor as given to the output (needs E = anchor width).
         norm_eps: eps of every LayerNorm and BatchNorm.
 
@@ -104,6 +105,7 @@ class SideNetwork(nn.Module):
         projection_width: int = 0,
         projection_norm: Norm = "layer",
         up: UpKind = "relu_linear",
+        anchor_skip: bool = True,
         add_anchor: bool = False,
         norm_eps: float = 1e-5,
     ) -> None:
@@ -120,7 +122,7 @@ class SideNetwork(nn.Module):
         self.widths = tuple(widths)
         self.anchor_kind, self.residual = anchor, residual
         self.eps, self.eps_mode, self.causal = eps, eps_mode, causal
-        self.add_anchor = add_anchor
+        self.anchor_skip, self.add_anchor = anchor_skip, add_anchor
         self.side_width = side_width
         self.out_width = side_width if up == "none" else out_width
         if add_anchor and self.out_width != anchor_width:
@@ -199,7 +201,8 @@ class SideNetwork(nn.Module):
             mixed, confidence = self._mix_padded(anchor, targets, mask, position)
         else:
             mixed, confidence = self._mix_packed(anchor, targets, offsets, position)
-        return anchor + self.projection(mixed), confidence
+        projected: Tensor = self.projection(mixed)
+        return (anchor + projected if self.anchor_skip else projected), confidence
 
     def _aggregate(
         self, anchor: Tensor, targets: Tensor, mask: Tensor | None, position: Tensor | None

@@ -29,6 +29,7 @@ _CLIP4CLIP = {
     "residual": "position",
     "projection": "none",
     "up": "relu_linear",
+    "anchor_skip": False,
     "add_anchor": True,
 }
 

@@ -24,13 +24,19 @@ __all__ = ["import_reference", "reference_views"]
 
 @dataclass(frozen=True)
 class _Names:
-    """Reference prefixes of one published side network; ``{i}`` is the layer."""
+    """Reference prefixes of one published side network.
+
+    ``{i}`` is the target, ``{j} = i - 1``; in ``anchor``, ``{n}`` is the number of
+    targets, ``{m} = n - 1``.
+    """
 
     down: str
     anchor: str
     gate: str
     projection: str
     up: str
+    first: str | None = None
+    """Name of target 0 where it differs."""
 
 
 _VSE = _Names(
@@ -43,12 +49,14 @@ _VSE = _Names(
 _CLIP4CLIP = _Names(
     "downsample_layers.{i}", "downsample_layer", "gate_layer", "projection_layer", "upsample_layer"
 )
+# CLIP-ViL counts from the embedding: its "first" Down is target 0, its last one the anchor's
 _CLIP_VIL = _Names(
-    "side_downsamples_l.{i}",
-    "side_first_downsample_l",
+    "side_downsamples_l.{j}",
+    "side_downsamples_l.{m}",
     "side_gate_layer_l",
     "side_projection_l",
     "side_final_upsample_l",
+    first="side_first_downsample_l",
 )
 _MDETR = {
     stack: _Names(
@@ -141,17 +149,16 @@ def _side_names(module: SideNetwork, names: set[str]) -> _Names:
 def _side(side: SideNetwork, names: _Names) -> Iterator[tuple[str, Tensor]]:
     count = len(side.widths)
     for i in range(count):
-        yield from _down(side.target_down, i, names.down.format(i=i))
-    yield from _down(side.anchor_down, 0, names.anchor.format(n=count))
+        prefix = names.first if i == 0 and names.first else names.down.format(i=i, j=i - 1)
+        yield from _down(side.target_down, i, prefix)
+    yield from _down(side.anchor_down, 0, names.anchor.format(n=count, m=count - 1))
     yield from _prefixed(names.gate, side.gate)
     yield from _prefixed(names.projection, side.projection)
     yield from _prefixed(names.up, side.up)
 
 
 def _down(down: Down, position: int, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    place = (
-        1 if down.activation == "relu" else 0
-    )  # the ReLU is a member of the reference's Sequential
+    place = 1 if down.activation == "relu" else 0  # the ReLU counts in the reference
     yield f"{prefix}.{place}.weight", down.linear.layer_weight(position)
     yield f"{prefix}.{place}.bias", down.linear.bias[position]
     if down.norm is not None:

@@ -204,13 +204,6 @@ def test_hinge_loss() -> None:
     }
     close(losses["hardest"], golden.outputs["loss_hardest"])
     close(losses["all"], golden.outputs["loss_all"])
-    candidates = {}
-    for kind, loss in losses.items():
-        candidates[kind] = torch.autograd.grad(loss, (images, captions))
-    print(
-        {
-            k: [(g - golden.grads[n]).abs().max() for g, n in zip(v, ("images", "captions"))]
-            for k, v in candidates.items()
-        }
-    )
-    assert 0
+    losses["hardest"].backward()
+    close(images.grad, golden.grads["images"])
+    close(captions.grad, golden.grads["captions"])
