@@ -24,7 +24,7 @@ from .loader import Batch, Loader
 from .reader import Cache
 from .shard import ShardBuffer
 from .spec import Kind, StorageType, TapSpec
-from .verify import VerifyReport, info, verify
+from .verify import CacheInfo, VerifyReport, info, verify
 from .writer import CacheWriter
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "CacheError",
     "CacheFull",
     "CacheIncomplete",
+    "CacheInfo",
     "CacheLayout",
     "CacheLocked",
     "CacheNotFound",

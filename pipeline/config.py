@@ -10,8 +10,10 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.errors import PipelineError
 
-class ConfigError(ValueError):
+
+class ConfigError(PipelineError, ValueError):
     """A configuration is unusable; the message lists every problem found."""
 
 
@@ -49,7 +51,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the config file {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of names to values, not {type(values).__name__}")
+        raise ConfigError(
+            f"{path} must hold a mapping of names to values, not {type(values).__name__}"
+        )
     return values
 
 

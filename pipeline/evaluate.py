@@ -65,14 +65,14 @@ class Evaluation:
     level: float
     predictions: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "name": self.name,
             "split": self.split,
             "examples": self.examples,
             "level": self.level,
-            "metrics": {name: value.to_json() for name, value in self.metrics.items()},
+            "metrics": {name: value.to_dict() for name, value in self.metrics.items()},
             "predictions": None if self.predictions is None else str(self.predictions),
         }
 
@@ -129,7 +129,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         level=config.level,
         predictions=write_predictions(run.path, config.split, task, located, outputs),
     )
-    write_json(run.path / f"evaluation_{config.split}.json", result.to_json())
+    write_json(run.path / f"evaluation_{config.split}.json", result.to_dict())
     return result
 
 

@@ -23,7 +23,9 @@ from cache import ActivationOverflow, CacheLayout, CacheWriter, ShardBuffer
 from cache.spec import TORCH_TYPES, StorageType
 from pipeline.backbones import Encoded, TextBackbone, check_frozen, load_backbone
 from pipeline.config import Config
+from pipeline.console import duration
 from pipeline.data import DataConfig, load_dataset
+from pipeline.errors import PipelineError
 from pipeline.inputs import TextInput
 from pipeline.table import InputTable, build_table, describe_truncation
 
@@ -87,11 +89,18 @@ class Progress(NamedTuple):
     rate: float
     eta: float
 
+    def describe(self) -> str:
+        """Return one line: share done, shard, tokens a second, time left."""
+        return (
+            f"{self.tokens / max(1, self.total_tokens):4.0%}  shard {self.shard + 1} of "
+            f"{self.n_shards}  {self.rate:,.0f} tokens/s  {duration(self.eta)} left"
+        )
+
 
 ProgressCallback = Callable[[Progress], None]
 
 
-class NotEnoughDisk(OSError):  # noqa: N818 - says it all
+class NotEnoughDisk(PipelineError, OSError):  # noqa: N818 - says it all
     """The disk cannot hold the cache that was asked for."""
 
 

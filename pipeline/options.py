@@ -20,7 +20,9 @@ C = TypeVar("C", bound=Config)
 Command = Callable[..., Any]
 
 
-def config_options(cls: type[Config], *, arguments: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def config_options(
+    cls: type[Config], *, arguments: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
     """Add `--config FILE` and one option for each field of `cls`.
 
     Args:
@@ -54,7 +56,10 @@ def build_config(cls: type[C], context: click.Context, **fixed: Any) -> C:
     file = context.params.get("config_file")
     values: dict[str, Any] = read_mapping(file) if file else {}
     for name, value in context.params.items():
-        if context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        if context.get_parameter_source(name) in (
+            ParameterSource.COMMANDLINE,
+            ParameterSource.ENVIRONMENT,
+        ):
             _place(cls, values, name, value)
     return cls.build(values | fixed)
 

@@ -10,7 +10,7 @@ network's step, R the reading, and X the extraction. The cache wins after E K = 
 """
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,10 @@ class Plan(BaseModel):
     """Time of a pass with the backbone over the time of a pass from the cache."""
     break_even: float | None
     """Epochs x trials after which the cache has paid; None if reading costs more than computing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return self.model_dump(mode="json")
 
     def render(self) -> str:
         """Return the plan as lines of text."""

@@ -55,14 +55,18 @@ class ProbeResult:
     features: int
     evaluations: dict[str, Evaluation]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "layers": self.layers,
             "strength": self.strength,
             "features": self.features,
-            "evaluations": {name: e.to_json() for name, e in self.evaluations.items()},
+            "evaluations": {name: e.to_dict() for name, e in self.evaluations.items()},
         }
+
+    def render(self) -> str:
+        """Return a table of each split's metrics."""
+        return "\n\n".join(evaluation.render() for evaluation in self.evaluations.values())
 
 
 def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000) -> ProbeResult:
@@ -96,7 +100,7 @@ def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000)
         evaluations=evaluations,
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / f"probe_{layers}.json", result.to_json())
+    write_json(config.out / f"probe_{layers}.json", result.to_dict())
     return result
 
 

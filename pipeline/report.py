@@ -51,7 +51,7 @@ def report(run_path: Path, out: Path | None = None, *, split: str = "test") -> l
 
 
 def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Return the probes' and the run's own evaluations of `split`, as `Evaluation.to_json`."""
+    """Return the probes' and the run's own evaluations of `split`, as `Evaluation.to_dict`."""
     rows = []
     for layers in ("last", "all"):
         file = folder / f"probe_{layers}.json"
@@ -129,7 +129,7 @@ def draw_learning(run: Run, path: Path) -> Path:
 
 def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> Path:
     """Draw evaluations of one split beside each other, a panel a metric, with their intervals."""
-    records = [row.to_json() if isinstance(row, Evaluation) else row for row in rows]
+    records = [row.to_dict() if isinstance(row, Evaluation) else row for row in rows]
     if not records:
         raise ValueError("there is nothing to compare; give at least one evaluation")
     metrics = list(records[0]["metrics"])

@@ -17,6 +17,7 @@ from typing import Any, Self
 from safetensors.torch import load_file
 
 from pipeline.data import DataConfig
+from pipeline.errors import PipelineError
 from unipt import SideClassifier
 
 INFO = "run.json"
@@ -26,7 +27,7 @@ CHECKPOINT = "checkpoint.pt"
 FORMAT = 1
 
 
-class RunError(RuntimeError):
+class RunError(PipelineError, RuntimeError):
     """A run folder is missing, unfinished, or holds another training."""
 
 

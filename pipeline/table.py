@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from cache import CacheLayout, Fingerprint, plan_layout
 from cache.spec import StorageType
 from pipeline.backbones import Encoded, TextBackbone
+from pipeline.errors import PipelineError
 from pipeline.inputs import KEY_BYTES, TextInput
 
 
-class InputError(ValueError):
+class InputError(PipelineError, ValueError):
     """Inputs cannot be encoded; the message names their ids."""
 
 

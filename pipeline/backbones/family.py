@@ -12,9 +12,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pipeline.backbones.registry import Registry
+from pipeline.errors import PipelineError
 
 
-class BackboneError(ValueError):
+class BackboneError(PipelineError, ValueError):
     """A backbone cannot be loaded, tapped or used as asked; the message says what to do."""
 
 

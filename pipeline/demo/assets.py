@@ -13,8 +13,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import PipelineError
 
-class AssetError(RuntimeError):
+
+class AssetError(PipelineError, RuntimeError):
     """A package could not be fetched, or is not the one that was pinned."""
 
 

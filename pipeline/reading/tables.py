@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.errors import PipelineError
+
 EncodingErrors = Literal["strict", "replace"]
 
 
-class DataError(ValueError):
+class DataError(PipelineError, ValueError):
     """The examples cannot be used; the message names the file, the lines and the way out."""
 
 

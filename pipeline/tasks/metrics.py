@@ -67,7 +67,7 @@ class Interval:
     low: float
     high: float
 
-    def to_json(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """Return the three numbers by name."""
         return asdict(self)
 

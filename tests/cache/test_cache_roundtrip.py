@@ -211,11 +211,12 @@ def test_order_on_disk_is_permuted_by_the_seed():
 def test_info_summarises(tmp_path):
     sample = Sample()
     summary = info(sample.write(tmp_path / "cache"))
-    json.dumps(summary)
-    assert summary["complete"]
-    assert summary["tokens"] == {"tokens": sum(sample.lengths)}
-    assert summary["tap_bytes"] == sample.layout().tap_bytes
-    assert summary["fingerprint"] == sample.fingerprint
+    json.dumps(summary.to_dict())
+    assert summary.complete
+    assert summary.tokens == {"tokens": sum(sample.lengths)}
+    assert summary.tap_bytes == sample.layout().tap_bytes
+    assert summary.fingerprint == sample.fingerprint
+    assert "complete" in summary.render()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
         assert found.metrics["matthews"].value == pytest.approx(matthews_corrcoef(truth, labels))
         assert all(m.low <= m.value <= m.high for m in found.metrics.values())
         stored = json.loads((path / f"evaluation_{split}.json").read_text())
-        assert stored == found.to_json()
+        assert stored == found.to_dict()
         if split != "train":
             assert {k: v.value for k, v in found.metrics.items()} == pytest.approx(trained[split])
     assert evaluate(settings(path)).metrics == evaluate(settings(path)).metrics

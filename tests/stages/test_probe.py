@@ -50,7 +50,7 @@ def test_all_layers_beat_the_last_where_the_signal_is_below(tmp_path: Path) -> N
     assert score.value > last.evaluations["test"].metrics["accuracy"].value
     assert set(everything.evaluations) == {"dev", "test"}
     stored = json.loads((config.out / "probe_all.json").read_text())
-    assert stored == everything.to_json()
+    assert stored == everything.to_dict()
     again = probe(config, "all", resamples=20)
     assert again == everything
 

@@ -1,0 +1,88 @@
+"""`kill -9` at random moments of an extraction, resumed each time: is the cache the same?
+
+    python -m benchmarks.kill [--kills 20]
+
+Runs `cli.py extract` on MiniLM and the rated tweets, once undisturbed and once killed over and
+over, and compares every byte of the two caches. Small blocks make many shards, so that kills fall
+into writing as well as computing.
+"""
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks.common import report
+from benchmarks.sentences import WORK
+from pipeline.demo.assets import minilm, sentiment
+
+
+def command(out: Path) -> list[str]:
+    """Return the command that extracts the tweets into `out`."""
+    tweets = sentiment(WORK) / "tweets_GroundTruth.txt"
+    options = ["--train", tweets, "--no-header", "--text", "2", "--label", "1", "--id", "0"]
+    options += ["--task", "regression", "--encoding-errors", "replace", "--block-tokens", "160"]
+    return [sys.executable, "cli.py", "extract", str(minilm(WORK)), str(out), *map(str, options)]
+
+
+def shards(cache: Path) -> int:
+    """Return how many shards the ledger of `cache` records."""
+    ledger = cache / "ledger.jsonl"
+    return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below `folder`, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@click.command()
+@click.option("--kills", default=20, show_default=True, help="Times to kill.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
+def main(kills: int, seed: int) -> None:
+    """Kill an extraction over and over; fail if the final cache differs in a byte."""
+    moments = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        start = time.perf_counter()
+        subprocess.run(command(whole), check=True, capture_output=True)
+        undisturbed = time.perf_counter() - start
+        landed = []
+        for _ in range(kills):
+            before = shards(killed)
+            process = subprocess.Popen(
+                command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while process.poll() is None and not (killed / "zarr.json").exists():
+                time.sleep(0.01)
+            while process.poll() is None and before and shards(killed) == before:
+                time.sleep(0.01)  # past the start: the run writes again
+            time.sleep(moments.uniform(0, undisturbed / kills / 2))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            landed.append(shards(killed))
+        finished_early = (killed / "COMPLETE.json").exists()
+        last = subprocess.run(command(killed), check=True, capture_output=True, text=True).stdout
+        same = digests(whole) == digests(killed)
+        total = len(digests(whole))
+    lines = [
+        f"{kills} kills -9; shards finished after each: {', '.join(map(str, landed))}",
+        f"complete before the last run: {finished_early}; last run: {last.splitlines()[1]}",
+        f"{total} files, identical to the uninterrupted cache: {same}",
+    ]
+    report("kill", {"kills": kills, "shards_after_kill": landed, "identical": same}, lines)
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

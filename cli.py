@@ -1,0 +1,267 @@
+"""The command line: parses, calls one function, prints. `unipt COMMAND --help` tells the rest.
+
+A command's module is imported when the command runs, so `--help` is quick and `train` never loads
+transformers.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from cache.errors import CacheError
+from pipeline.config import ConfigError
+from pipeline.errors import PipelineError
+
+Build = Callable[[], click.Command]
+
+
+class Commands(click.Group):
+    """A group whose commands are built on first use; their summaries are at hand at once."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.builders: dict[str, tuple[str, Build]] = {}
+
+    def stage(self, name: str, summary: str) -> Callable[[Build], Build]:
+        """Register the builder of the command `name`."""
+
+        def register(build: Build) -> Build:
+            self.builders[name] = (summary, build)
+            return build
+
+        return register
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of a user's work."""
+        return list(self.builders)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Build the command `cmd_name`, or return None if there is none."""
+        if cmd_name not in self.builders:
+            return None
+        command = self.builders[cmd_name][1]()
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing their stages."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (summary, _) in self.builders.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="unipt")
+def commands() -> None:
+    """Run a frozen backbone once, cache every layer, train tiny side networks from the cache."""
+
+
+def show(report: Any, as_json: bool) -> None:
+    """Print a report: its lines for a person, or its values as JSON."""
+    click.echo(json.dumps(report.to_dict(), indent=1) if as_json else report.render())
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+@commands.stage("plan", "Bytes, time, tier and break-even of an extraction; writes nothing.")
+def _plan() -> click.Command:
+    from pipeline.options import build_config, config_options
+    from pipeline.plan import PlanConfig, plan
+
+    @click.command(epilog="Example: unipt plan MODEL --train tweets.tsv --text text")
+    @config_options(PlanConfig, arguments=("backbone",))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Tell what an extraction costs: bytes to the byte, time from a short measured trial."""
+        show(plan(build_config(PlanConfig, ctx)), as_json)
+
+    return command
+
+
+@commands.stage("extract", "Run the frozen backbone once; write every tap into a cache.")
+def _extract() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.extract import ExtractConfig, extract
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt extract MODEL tweets.zarr --train tweets.tsv")
+    @config_options(ExtractConfig, arguments=("backbone", "out"))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Run BACKBONE over every input of the data once and write its taps into the cache OUT.
+
+        The same command resumes an interrupted extraction.
+        """
+        config = build_config(ExtractConfig, ctx)
+        with progress_line() as progress:
+            report = extract(config, progress=progress)
+        show(report, as_json)
+
+    return command
+
+
+@commands.stage("inspect", "What a cache holds: taps, samples, bytes, origin.")
+def _inspect() -> click.Command:
+    from cache import info
+
+    @click.command()
+    @cache_argument
+    @as_json
+    def command(cache: Path, as_json: bool) -> None:
+        """Describe the cache CACHE without reading its activations."""
+        show(info(cache), as_json)
+
+    return command
+
+
+@commands.stage("verify", "Check every chunk of a cache against its checksum.")
+def _verify() -> click.Command:
+    from cache import verify
+
+    @click.command()
+    @cache_argument
+    @as_json
+    def command(cache: Path, as_json: bool) -> None:
+        """Read the whole cache CACHE; exit with status 1 if anything is damaged."""
+        report = verify(cache)
+        show(report, as_json)
+        sys.exit(0 if report.ok else 1)
+
+    return command
+
+
+@commands.stage("train", "Train a side network, or probes, from a cache.")
+def _train() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.options import build_config, config_options
+    from pipeline.probe import probe
+    from pipeline.train import TrainConfig, train
+
+    @click.command(epilog="Example: unipt train tweets.zarr runs/tweets --train tweets.tsv")
+    @config_options(TrainConfig, arguments=("cache", "out"))
+    @click.option(
+        "--probe",
+        "layers",
+        type=click.Choice(["last", "all"]),
+        help="Train a scikit-learn probe on mean-pooled states instead, for comparison.",
+    )
+    @as_json
+    @click.pass_context
+    def command(
+        ctx: click.Context, /, layers: Literal["last", "all"] | None, as_json: bool, **_: Any
+    ) -> None:
+        """Train a side network from CACHE and the targets of the data; write the run OUT.
+
+        The backbone is neither loaded nor needed. The same command resumes an interrupted run.
+        """
+        config = build_config(TrainConfig, ctx)
+        if layers is not None:
+            return show(probe(config, layers), as_json)
+        with progress_line() as progress:
+            report = train(config, progress=progress)
+        return show(report, as_json)
+
+    return command
+
+
+@commands.stage("evaluate", "Every metric of a run, with a bootstrap interval.")
+def _evaluate() -> click.Command:
+    from pipeline.evaluate import EvaluateConfig, evaluate
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt evaluate runs/tweets --split test")
+    @config_options(EvaluateConfig, arguments=("run",))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Evaluate RUN on a split of its data and write the predictions."""
+        show(evaluate(build_config(EvaluateConfig, ctx)), as_json)
+
+    return command
+
+
+@commands.stage("report", "Draw a run: confidence per layer and class, learning curve.")
+def _report() -> click.Command:
+    from pipeline.report import report
+
+    @click.command(epilog="Example: unipt report runs/tweets")
+    @run_argument
+    @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures; RUN's.")
+    @click.option("--split", default="test", show_default=True, help="Split that is drawn.")
+    def command(run: Path, out: Path | None, split: str) -> None:
+        """Draw which layers RUN trusts, for each class, and how it learned."""
+        for picture in report(run, out, split=split):
+            click.echo(picture)
+
+    return command
+
+
+@commands.stage("export", "Fuse backbone and side network into one ordinary model.")
+def _export() -> click.Command:
+    from pipeline.export import ExportConfig, export
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt export runs/tweets tweets-model --onnx")
+    @config_options(ExportConfig, arguments=("run", "out"))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Write RUN as the folder OUT that transformers loads with no install of this project."""
+        show(export(build_config(ExportConfig, ctx)), as_json)
+
+    return command
+
+
+@commands.stage("predict", "Label the lines of a file or of standard input.")
+def _predict() -> click.Command:
+    from pipeline.options import build_config, config_options
+    from pipeline.predict import PredictConfig, predict
+
+    @click.command(epilog="Example: echo 'What a day!' | unipt predict tweets-model")
+    @config_options(PredictConfig, arguments=("model", "input"))
+    @click.pass_context
+    def command(ctx: click.Context, /, **_: Any) -> None:
+        """Label INPUT (standard input if absent) with the exported MODEL."""
+        report = predict(build_config(PredictConfig, ctx))
+        click.echo(report.render(), err=True)
+
+    return command
+
+
+@commands.stage("demo", "The whole way on real weights and real text, in a few minutes.")
+def _demo() -> click.Command:
+    from pipeline.demo.run import DemoConfig, demo
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt demo --out demo")
+    @config_options(DemoConfig)
+    @click.pass_context
+    def command(ctx: click.Context, /, **_: Any) -> None:
+        """Plan, extract, train, evaluate, probe, export and predict: MiniLM on rated tweets."""
+        demo(build_config(DemoConfig, ctx), echo=click.echo)
+
+    return command
+
+
+def main() -> None:
+    """Run the command line; errors made by the input end in one message and exit status 1."""
+    try:
+        commands(prog_name="unipt")
+    except (PipelineError, CacheError, OSError, MemoryError) as error:
+        if os.environ.get("UNIPT_TRACEBACK"):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    main()

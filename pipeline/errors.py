@@ -1,0 +1,8 @@
+"""The base of every error that the input caused: the command line shows it without a traceback."""
+
+
+class PipelineError(Exception):
+    """What was given cannot be used; the message says what is allowed and the way out.
+
+    Every member also subclasses the builtin that fits it, so library users may catch either.
+    """
