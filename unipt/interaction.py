@@ -147,7 +147,7 @@ def aggregate(
         gate = (gate * valid).sum(-1) / valid.sum(-1).clamp_min(1.0)
     confidence = torch.softmax(gate + gate_bias, -1)  # [G, R, N]
     trust = confidence[..., None]  # [G, R, N, 1]
-    weights = scores * (trust / l1_norm(scores, eps=eps, eps_mode=eps_mode))  # [G, Q, N, L]
+    weights = scores * trust / l1_norm(scores, eps=eps, eps_mode=eps_mode)  # [G, Q, N, L]
     if residual is not None:
         weights = weights + residual[:, :, None] * trust
     return torch.bmm(weights.flatten(2), keys), confidence

@@ -189,7 +189,8 @@ class StackedNorm(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
         layers, width = states.shape[0], states.shape[-1]
-        channels = states.flatten(1, -2).transpose(0, 1).flatten(1)  # [T, N d]
+        # channels first: torch then sums each channel in double precision
+        channels = states.flatten(1, -2).transpose(1, 2).reshape(1, layers * width, -1)
         output = F.batch_norm(
             channels,
             self.running_mean.view(-1),
@@ -200,7 +201,7 @@ class StackedNorm(nn.Module):
             self.momentum,
             self.eps,
         )
-        output = output.view(-1, layers, width).transpose(0, 1)  # [N, T, d]
+        output = output.view(layers, width, -1).transpose(1, 2)  # [N, T, d]
         return output.reshape(states.shape)
 
 
