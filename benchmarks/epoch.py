@@ -40,7 +40,7 @@ def step(net: SideClassifier, optimizer: torch.optim.Optimizer, logits: Tensor, 
     """Take one optimizer step and return the loss."""
     loss = nn.functional.cross_entropy(logits, y)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     return float(loss.detach())
 
@@ -124,7 +124,7 @@ def main(samples: int, batch_size: int, side_width: int, repeats: int, device: s
         "extraction_seconds": extraction.seconds,
     }
     lines = [
-        f"BERT-base, random weights, side width {side_width}, {samples} sentences of movie reviews, "
+        f"BERT-base, random weights, side width {side_width}, {samples} sentences of movies, "
         f"{int(encoded.lengths.sum()):,} tokens ({padded:,} padded), limit 128, batch {batch_size}",
         f"official epoch  {medians['official']:8.2f} s   backbone forward at each step",
         f"cached epoch    {medians['cached']:8.2f} s   same batches, same side network",

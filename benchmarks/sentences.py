@@ -27,6 +27,6 @@ def movie_sentences(count: int) -> list[TextInput]:
 def random_bert(folder: Path) -> Path:
     """Save a BERT-base with random weights (12 layers x 768, 110 M) and MiniLM's tokenizer."""
     torch.manual_seed(0)
-    BertModel(BertConfig(), add_pooling_layer=False).eval().save_pretrained(folder)
+    BertModel(BertConfig(), add_pooling_layer=False).save_pretrained(folder)
     AutoTokenizer.from_pretrained(minilm(WORK)).save_pretrained(folder)
     return folder

@@ -18,6 +18,7 @@ from .spec import ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
 
 FORMAT_VERSION = 1
 MANIFEST = "unipt_cache"
+ORIGIN = "origin"
 ROOT = "zarr.json"
 LEDGER = "ledger.jsonl"
 COMPLETE = "COMPLETE.json"
@@ -183,10 +184,12 @@ class Geometry:
             "fingerprint": fingerprint.mapping,
         }
 
-    def root_metadata(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> bytes:
+    def root_metadata(
+        self, fingerprint: Fingerprint, index_crcs: Mapping[str, str], origin: Mapping[str, Any]
+    ) -> bytes:
         """Return the root `zarr.json`."""
         manifest = self.manifest(fingerprint, index_crcs)
-        return zarr3.encode_json(zarr3.group_metadata({MANIFEST: manifest}))
+        return zarr3.encode_json(zarr3.group_metadata({MANIFEST: manifest, ORIGIN: dict(origin)}))
 
     def array_elements(self) -> int:
         """Numbers in the largest stack."""

@@ -31,6 +31,7 @@ class CacheLayout:
     geometry: Geometry
     packing: Packing
     fingerprint: Fingerprint
+    origin: Mapping[str, Any]
     row_to_sample: Ints
     id_bytes: bytes
     id_offsets: Ints
@@ -50,7 +51,7 @@ class CacheLayout:
         """Bytes of all files of the finished folder together, exactly."""
         geometry = self.geometry
         crcs = dict.fromkeys(geometry.index_arrays(), NO_CRC)
-        total = len(geometry.root_metadata(self.fingerprint, crcs))
+        total = len(geometry.root_metadata(self.fingerprint, crcs, self.origin))
         total += sum(len(content) for _, content in geometry.child_metadata())
         total += sum(geometry.index_chunk(name)[1] for name in geometry.index_arrays())
         for shard in range(self.n_shards):
@@ -114,6 +115,7 @@ def plan_layout(
     seed: int = 0,
     block_tokens: int | Mapping[str, int] = 640,
     blocks_per_shard: int = 16,
+    origin: Mapping[str, Any] | None = None,
 ) -> CacheLayout:
     """Lay a cache out; see `CacheWriter.create` for the arguments.
 
@@ -165,6 +167,7 @@ def plan_layout(
         geometry=geometry,
         packing=packing,
         fingerprint=fingerprint,
+        origin=dict(origin or {}),
         row_to_sample=rows.astype(np.int64),
         id_bytes=b"".join(encoded),
         id_offsets=offsets,

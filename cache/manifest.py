@@ -13,7 +13,7 @@ from . import zarr3
 from .errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
 from .files import file_size
 from .fingerprint import Fingerprint, digest
-from .geometry import COMPLETE, LEDGER, MANIFEST, ROOT, Geometry, parse_manifest
+from .geometry import COMPLETE, LEDGER, MANIFEST, ORIGIN, ROOT, Geometry, parse_manifest
 from .layout import encode_complete
 from .ledger import Entry, read_ledger
 from .spec import Bytes, Stack
@@ -31,6 +31,7 @@ class Manifest:
     manifest: dict[str, Any]
     geometry: Geometry
     fingerprint: Fingerprint
+    origin: dict[str, Any]
     index_crcs: dict[str, str]
 
 
@@ -53,7 +54,8 @@ def read_manifest(path: Path) -> Manifest:
                 f"{path} is a Zarr store but no activation cache; give another folder"
             )
         geometry, fingerprint, crcs = parse_manifest(attributes[MANIFEST])
-        if geometry.root_metadata(fingerprint, crcs) != content:
+        origin = dict(attributes[ORIGIN])
+        if geometry.root_metadata(fingerprint, crcs, origin) != content:
             raise ValueError("it is not in the form that was written")
     except CacheVersionError as error:
         raise CacheVersionError(f"{file}: {error}") from None
@@ -70,6 +72,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest=attributes[MANIFEST],
         geometry=geometry,
         fingerprint=fingerprint,
+        origin=origin,
         index_crcs=crcs,
     )
 

@@ -36,6 +36,7 @@ class Cache:
         path: of the folder.
         geometry: shapes and sizes.
         fingerprint: what the cache holds.
+        origin: what its maker noted: names, places, versions.
         table: place of every sample.
         row_to_sample: int64 [n_rows] or [n_rows, n_views].
     """
@@ -44,6 +45,7 @@ class Cache:
         self.path = found.path
         self.geometry = found.geometry
         self.fingerprint: Fingerprint = found.fingerprint
+        self.origin = found.origin
         self.finished = finished
         index = {name: _read_index(found, name) for name in self.geometry.index_arrays()}
         self.table = BlockTable(

@@ -85,6 +85,7 @@ class CacheInfo:
         stacks: name of each array -> its shape and its taps.
         tap_bytes: bytes of each tap's activations on disk.
         fingerprint: what the cache was made from.
+        origin: what its maker noted: names, places, versions.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class CacheInfo:
     stacks: dict[str, Any]
     tap_bytes: dict[str, int]
     fingerprint: dict[str, Any]
+    origin: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -119,6 +121,7 @@ class CacheInfo:
                     for name, size in self.tap_bytes.items()
                 ),
                 *(f"  array {name}: {array['shape']}" for name, array in self.stacks.items()),
+                *(f"{name}: {value}" for name, value in self.origin.items()),
                 "made from " + json.dumps(self.fingerprint, indent=1),
             )
         )
@@ -149,4 +152,5 @@ def info(path: str | Path) -> CacheInfo:
         },
         tap_bytes=geometry.tap_bytes(),
         fingerprint=cache.fingerprint.mapping,
+        origin=cache.origin,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from .errors import CacheError, CacheIncomplete, FingerprintMismatch, ShardMisaligned
 from .files import (
@@ -26,7 +26,7 @@ from .fingerprint import Fingerprint, digest
 from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
 from .layout import CacheLayout, check_keys, encode_complete, plan_layout
 from .ledger import Entry, encode_ledger, read_ledger
-from .manifest import inspect_shard, read_manifest
+from .manifest import Manifest, inspect_shard, read_manifest
 from .shard import ShardBuffer
 from .spec import Bytes, Ints, StorageType, TapSpec
 from .zarr3 import encode_plain, index_checksum
@@ -62,6 +62,7 @@ class CacheWriter:
         seed: int = 0,
         block_tokens: int | Mapping[str, int] = 640,
         blocks_per_shard: int = 16,
+        origin: Mapping[str, Any] | None = None,
         overlap: bool = False,
         check: bool = False,
     ) -> Self:
@@ -79,6 +80,8 @@ class CacheWriter:
             seed: of the permutation before packing.
             block_tokens: tokens of a block, of each axis if they differ.
             blocks_per_shard: blocks of a file; grows to hold the longest sample.
+            origin: JSON values worth keeping that identify nothing: names, places, versions. A
+                resumed cache keeps its first ones.
             overlap: write a finished shard in a thread while the next one is computed.
             check: on resume, also verify the checksum of every finished file (reads them all).
 
@@ -100,6 +103,7 @@ class CacheWriter:
             seed=seed,
             block_tokens=block_tokens,
             blocks_per_shard=blocks_per_shard,
+            origin=origin,
         )
         root = Path(path)
         _refuse_foreign(root)
@@ -122,17 +126,19 @@ class CacheWriter:
             for name, v in layout.index_values(keys).items()
         }
         crcs = {name: index_checksum(chunk) for name, chunk in chunks.items()}
-        metadata = geometry.root_metadata(layout.fingerprint, crcs)
-        self._config = digest(metadata)
+        origin = layout.origin
         if (root / ROOT).exists():
-            self._refuse_other(crcs)
+            found = read_manifest(root)
+            self._refuse_other(found, crcs)
+            origin = found.origin
+        metadata = geometry.root_metadata(layout.fingerprint, crcs, origin)
+        self._config = digest(metadata)
         files = {geometry.index_chunk(name)[0]: chunk for name, chunk in chunks.items() if chunk}
         files |= dict(geometry.child_metadata())
         for relative, content in [*files.items(), (ROOT, metadata)]:
             _write_if_different(root / relative, content)
 
-    def _refuse_other(self, crcs: dict[str, str]) -> None:
-        found = read_manifest(self.path)
+    def _refuse_other(self, found: Manifest, crcs: dict[str, str]) -> None:
         wanted = self.layout.geometry.manifest(self.layout.fingerprint, crcs)
         differences = Fingerprint(found.manifest).diff(Fingerprint(wanted))
         if differences:

@@ -30,7 +30,7 @@ class ExportConfig(Config):
     out: Path
     """Folder to write; it appears whole or not at all."""
     backbone: str | None = None
-    """Local folder or hub id of the frozen text model; by default the one the run names."""
+    """Local folder or hub id of the frozen text model; by default the one the cache names."""
     cache: Path | None = None
     """The cache the run was trained from; by default where it was then."""
     onnx: bool = False
@@ -99,11 +99,11 @@ def recorded_backbone(run: Run, cache: Cache, config: ExportConfig) -> TextBackb
     Raises:
         ExportError: nobody says which backbone it is.
     """
-    name = config.backbone or run.info.get("backbone")
+    name = config.backbone or cache.origin.get("backbone")
     if not name:
         raise ExportError(
-            f"{run.path} does not say where its backbone is (caches know backbones by their "
-            "digest): give its folder or hub id as `backbone`"
+            f"{cache.path} does not say where its backbone came from: give its folder or hub id as "
+            "`backbone`"
         )
     return load_backbone(
         name,
@@ -111,7 +111,7 @@ def recorded_backbone(run: Run, cache: Cache, config: ExportConfig) -> TextBackb
         dtype="float32" if config.dtype == "auto" else config.dtype,
         taps=[tap.name for tap in cache.taps],
         max_length=cache.fingerprint.mapping.get("preprocessing", {}).get("max_length"),
-        revision=config.revision,
+        revision=config.revision or cache.origin.get("revision"),
     )
 
 

@@ -203,6 +203,7 @@ def extract_inputs(
         row_ids=table.row_ids,
         dtype=store_dtype,
         fingerprint=layout.fingerprint,
+        origin=layout.origin,
         seed=seed,
         block_tokens=block_tokens,
         overlap=True,

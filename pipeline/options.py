@@ -104,7 +104,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     annotation = _without_none(field.annotation)
     flag = "--" + name.replace("_", "-")
     help_text = " ".join((field.description or "").split())
-    default = field.get_default(call_default_factory=not field.default_factory_takes_validated_data)
+    default = field.get_default(call_default_factory=False)
     if not field.is_required() and default not in (None, (), ""):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         help_text += f"  [default: {shown}]"

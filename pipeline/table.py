@@ -93,6 +93,7 @@ class InputTable:
             fingerprint=self.fingerprint(backbone, dtype),
             seed=seed,
             block_tokens=block_tokens,
+            origin=backbone.origin(),
         )
 
 

@@ -80,6 +80,7 @@ def load_backbone(
         max_length=max_length,
         autocast=autocast,
         digest=digest,
+        revision=revision,
     )
 
 

@@ -8,6 +8,7 @@ pad token is therefore any id where a tokenizer has none. B inputs, L longest, T
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class TextBackbone:
             the tokenizer and the model's positions allow and `DEFAULT_MAX_LENGTH`.
         autocast: compute type of `torch.autocast`; None runs in the weights' own type.
         digest: the weights' digest, if it was taken before they were cast.
+        revision: branch, tag or commit of a hub id, to find the model again.
 
     Attributes:
         taps: the selected taps, in the order of computation.
@@ -63,11 +65,12 @@ class TextBackbone:
         max_length: int | None = None,
         autocast: torch.dtype | None = None,
         digest: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self.model: Any = model
         self.tokenizer, self.name, self.autocast = tokenizer, name, autocast
         self.config: Any = model.config
-        self._digest = digest
+        self._digest, self.revision = digest, revision
         seen = trace(model)
         family, known = _known_taps(model, self.config, seen)
         self.family = family.name if family else "generic"
@@ -156,6 +159,11 @@ class TextBackbone:
         padded = batch["input_ids"].numel() != len(encoded.tokens)
         index = batch["attention_mask"].flatten().nonzero().squeeze(1) if padded else None
         return {tap: _packed(state.to(dtype), index) for tap, state in recorder.states.items()}
+
+    def origin(self) -> dict[str, Any]:
+        """Return where the backbone came from and what ran it: worth knowing, identifies nothing."""
+        versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        return {"backbone": self.name, "revision": self.revision, "versions": versions}
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """Return what identifies the backbone: weights, preprocessing and taps, as JSON values."""

@@ -77,7 +77,7 @@ def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
     with _stage(echo, "5 of 7  evaluate, beside probes on the same cache"):
         rows = _evaluations(training)
     with _stage(echo, "6 of 7  export, and replay cached samples through the exported model"):
-        echo(export(ExportConfig(run=run, out=model, backbone=str(backbone), force=True)).render())
+        echo(export(ExportConfig(run=run, out=model, force=True)).render())
     with _stage(echo, "7 of 7  label new sentences with the exported model"):
         _label(model, out, echo)
     pictures = report(run)
