@@ -21,6 +21,16 @@ SENTENCES = (
     "run",
     "the tree is under the cat and the dog is on the tree the mat was very very good",
 )
+LLAMAS = (
+    *("llama", "qwen2", "mistral", "phi3", "olmo", "olmo2", "smollm3", "starcoder2", "stablelm"),
+    *("granite", "cohere"),
+)
+WIDE_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
+DECODERS = (
+    *LLAMAS,
+    *WIDE_HEADS,
+    *("mixtral", "gpt2", "gpt_neo", "gptj", "opt", "gpt_neox", "bloom", "falcon", "phi"),
+)
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 16,
@@ -44,14 +54,16 @@ _OWN: Mapping[str, dict[str, Any]] = {
         "norm_rel_ebd": "layer_norm",
     },
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 66},
-    "llama": {"num_key_value_heads": 1},
-    "qwen2": {"num_key_value_heads": 1},
-    "mistral": {"num_key_value_heads": 1},
-    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
+    "gptj": {"rotary_dim": 4},
+    "roformer": {"embedding_size": 8},
+    "mobilebert": {"embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8},
+    "mixtral": {"num_key_value_heads": 1, "num_local_experts": 2},
+    **{name: {"num_key_value_heads": 1} for name in LLAMAS},
+    **{name: {"num_key_value_heads": 1, "head_dim": 8} for name in WIDE_HEADS},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
     "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "global_attn_every_n_layers": 2},
 }
-DECODERS = ("gpt2", "llama", "qwen2", "mistral", "gemma", "opt", "gpt_neox", "bloom")
 
 
 def tiny_config(model_type: str, **overrides: Any) -> Any:

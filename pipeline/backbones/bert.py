@@ -5,7 +5,7 @@ from pipeline.backbones.family import Family, register_family
 BERT = register_family(
     Family(
         name="bert",
-        model_types=("bert", "ernie", "mobilebert"),
+        model_types=("bert", "ernie"),
         embeddings=("embeddings",),
         layers="encoder.layer",
     )

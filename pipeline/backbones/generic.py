@@ -2,15 +2,19 @@
 
 The layers are the one module list as long as `config.num_hidden_layers`; tap names come from the
 module paths. The module that emits the model's final state joins as the last tap if that is not
-the last layer itself.
+the last layer itself. Costs one more pass over a few tokens: an unknown model may ignore the mask.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.backbones.family import BackboneError, layer_name
-from pipeline.backbones.trace import Trace
+from pipeline.backbones.trace import PROBE_TOKENS, Trace, trace
+
+_PADDING = 3
 
 
 def discover_taps(model: nn.Module, config: Any, seen: Trace) -> dict[str, str]:
@@ -59,6 +63,31 @@ def _final(last_layer: str, seen: Trace) -> dict[str, str]:
         if value is result and seen.begun[path] > seen.ended[last_layer]
     ]
     return {path: path for path in sorted(emitters, key=len)[-1:]}
+
+
+def check_padding(model: nn.Module, paths: Iterable[str], seen: Trace, pad_id: int) -> None:
+    """Raise if masked padding after a text changes what the modules at `paths` emit for it.
+
+    Args:
+        model: the backbone.
+        paths: paths of the tapped modules.
+        seen: a trace of the model, without padding.
+        pad_id: the id that fills a batch.
+
+    Raises:
+        BackboneError: it does; batches of unequal lengths would then give other states.
+    """
+    padded = trace(model, padding=[pad_id] * _PADDING)
+    for path in paths:
+        alone = seen.emitted[path][0].float()  # [PROBE_TOKENS, D]
+        among = padded.emitted[path][0, :PROBE_TOKENS].float()
+        rounding = 1e-3 if seen.emitted[path].dtype == torch.float32 else 0.1
+        if ((alone - among).norm(dim=-1) > rounding * alone.norm(dim=-1) + 1e-6).any():
+            raise BackboneError(
+                f"the states of {path!r} in a {type(model).__name__} depend on the padding behind a "
+                "text, though it is masked, so they are not the text's own; this model is not "
+                "supported"
+            )
 
 
 def _path_of(model: nn.Module, wanted: nn.Module | None) -> str:

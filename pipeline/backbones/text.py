@@ -20,7 +20,7 @@ from cache import TapSpec
 from pipeline.backbones.encoding import Encoded, encode, length_batches
 from pipeline.backbones.family import FAMILIES, BackboneError, Family, select_taps
 from pipeline.backbones.fingerprint import tokenizer_digest, weights_digest
-from pipeline.backbones.generic import discover_taps
+from pipeline.backbones.generic import check_padding, discover_taps
 from pipeline.backbones.trace import Trace, no_kv_cache, trace
 from pipeline.inputs import TextInput
 from unipt.recorder import TapRecorder
@@ -73,6 +73,8 @@ class TextBackbone:
         self._digest, self.revision = digest, revision
         seen = trace(model)
         family, known = _known_taps(model, self.config, seen)
+        if family is None:
+            check_padding(model, known.values(), seen, self.pad_id)
         self.family = family.name if family else "generic"
         self.all_taps = tuple(known)
         self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}

@@ -5,6 +5,7 @@ everything upstream of a tap is frozen all follow from what really ran, not from
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +34,10 @@ class Trace:
     last_hidden_state: list[Tensor] = field(default_factory=list)
 
 
-def trace(model: nn.Module) -> Trace:
+def trace(model: nn.Module, *, padding: Sequence[int] = ()) -> Trace:
     """Run `model` once on `PROBE_TOKENS` tokens in eval mode and record what ran.
 
+    `padding` holds ids that follow the tokens, masked; what is recorded then has them too.
     The training flags are put back and the hooks removed, whatever happens.
     """
     seen, clock = Trace(), iter(range(1 << 62))
@@ -48,9 +50,10 @@ def trace(model: nn.Module) -> Trace:
             handles.append(module.register_forward_hook(_on_exit(seen, path, clock)))
         model.eval()
         device = next(model.parameters()).device
-        ids = torch.arange(PROBE_TOKENS, device=device)[None]  # [1, PROBE_TOKENS]
+        ids = torch.tensor([[*range(PROBE_TOKENS), *padding]], device=device)
+        mask = (torch.arange(ids.shape[1], device=device) < PROBE_TOKENS)[None].long()
         with torch.no_grad():
-            result = model(input_ids=ids, attention_mask=torch.ones_like(ids), **no_kv_cache(model))
+            result = model(input_ids=ids, attention_mask=mask, **no_kv_cache(model))
         seen.last_hidden_state.append(first_tensor(result))
     finally:
         for handle in handles:

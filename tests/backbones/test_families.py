@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import DECODERS, SENTENCES, tiny_model, tiny_tokenizer
+from tiny import DECODERS, LLAMAS, SENTENCES, WIDE_HEADS, tiny_model, tiny_tokenizer
 from torch import nn
 
 from pipeline.backbones import FAMILIES, BackboneError, Family, TextBackbone, register_family
@@ -14,7 +14,9 @@ PRE_NORM = [*POST_NORM, "final_norm"]
 FAMILY_ROWS = [
     # model type, family, taps, module of the first layer, own settings
     ("bert", "bert", POST_NORM, "encoder.layer.0", {}),
+    ("ernie", "bert", POST_NORM, "encoder.layer.0", {}),
     ("electra", "electra", POST_NORM, "encoder.layer.0", {}),
+    ("roformer", "electra", POST_NORM, "encoder.layer.0", {}),
     ("megatron-bert", "megatron-bert", PRE_NORM, "encoder.layer.0", {}),
     ("roberta", "roberta", POST_NORM, "encoder.layer.0", {"pad_token_id": 1}),
     ("xlm-roberta", "roberta", POST_NORM, "encoder.layer.0", {}),
@@ -26,11 +28,18 @@ FAMILY_ROWS = [
     ("deberta-v2", "deberta", POST_NORM, "encoder.layer.0", {"position_biased_input": False}),
     ("modernbert", "modernbert", PRE_NORM, "layers.0", {}),
     ("gpt2", "gpt2", PRE_NORM, "h.0", {}),
+    ("gpt_neo", "gpt2", PRE_NORM, "h.0", {}),
+    ("gptj", "gpt2", PRE_NORM, "h.0", {}),
     ("bloom", "bloom", PRE_NORM, "h.0", {}),
-    ("llama", "llama", PRE_NORM, "layers.0", {}),
-    ("qwen2", "llama", PRE_NORM, "layers.0", {}),
+    ("falcon", "bloom", PRE_NORM, "h.0", {}),
+    ("falcon", "bloom", PRE_NORM, "h.0", {"alibi": True}),
+    *(
+        (model_type, "llama", PRE_NORM, "layers.0", {})
+        for model_type in (*LLAMAS, *WIDE_HEADS, "mixtral")
+    ),
     ("mistral", "llama", PRE_NORM, "layers.0", {"sliding_window": 4}),
-    ("gemma", "llama", PRE_NORM, "layers.0", {}),
+    ("gemma2", "llama", PRE_NORM, "layers.0", {"sliding_window": 4}),
+    ("gemma3_text", "llama", PRE_NORM, "layers.0", {"sliding_window": 4}),
     ("gpt_neox", "gpt_neox", PRE_NORM, "layers.0", {}),
     ("opt", "opt", PRE_NORM, "decoder.layers.0", {}),
     (
@@ -48,6 +57,20 @@ FAMILY_ROWS = [
         {},
     ),
     (
+        "phi",
+        "generic",
+        ["embed_tokens", "layers.00", "layers.01", "final_layernorm"],
+        "layers.0",
+        {},
+    ),
+    (
+        "mobilebert",
+        "generic",
+        ["embeddings.word_embeddings", "encoder.layer.00", "encoder.layer.01"],
+        "encoder.layer.0",
+        {"trigram_input": False},
+    ),
+    (
         "olmo3",
         "generic",
         ["embed_tokens", "layers.00", "layers.01", "norm"],
@@ -55,6 +78,7 @@ FAMILY_ROWS = [
         {"layer_types": ["full_attention", "full_attention"]},
     ),
 ]
+_CLAIMED = set(FAMILIES.names()) - {"albert"}  # before a test registers its own
 INPUTS = [*(TextInput(text) for text in SENTENCES), TextInput("the dog", "a very good dog")]
 
 
@@ -82,6 +106,15 @@ def test_packed_states_are_what_each_module_emits_for_the_text_alone(
         for tap, path in backbone.tap_modules.items():
             torch.testing.assert_close(states[tap][rows], alone[path], atol=2e-4, rtol=2e-4)
         torch.testing.assert_close(states[taps[-1]][rows], result, atol=2e-4, rtol=2e-4)
+
+
+def test_every_model_type_of_a_family_file_has_a_row() -> None:
+    assert {row[0] for row in FAMILY_ROWS} >= _CLAIMED
+
+
+def test_a_model_whose_padding_shows_is_refused() -> None:
+    with pytest.raises(BackboneError, match=r"MobileBertModel depend on the padding"):
+        make("mobilebert")  # it joins each token's embedding with its neighbours'
 
 
 def watch(backbone: TextBackbone, types: object, ids: object) -> tuple[dict, torch.Tensor]:
