@@ -6,8 +6,8 @@ d side width, E output width.
     a = Down_a(anchor)    t_i = Down_i(target_i)    p = softmax_i(gate)    u_i = A_i t_i
     o = [a +] P(sum_i p_i u_i)      y = Up(o) [+ anchor]
 
-Price of a step: N + 1 GEMMs [T, D] x [D, d] forward and as many for the weight gradients; the rest
-is about a tenth of that at d = D / 4. Packed batches are worked on in groups of equal length, so
+Price of a step: N + 1 GEMMs [T, D] x [D, d] forward and as many for the weight gradients: 60
+to 70 % of the step on one CPU core in float32 at N = 12, D = 768, d = 192. Packed batches are worked on in groups of equal length, so
 padding is never multiplied.
 """
 
