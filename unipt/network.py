@@ -7,8 +7,8 @@ d side width, E output width.
     o = [a +] P(sum_i p_i u_i)      y = Up(o) [+ anchor]
 
 Price of a step: N + 1 GEMMs [T, D] x [D, d] forward and as many for the weight gradients: 60
-to 70 % of the step on one CPU core in float32 at N = 12, D = 768, d = 192. Packed batches are worked on in groups of equal length, so
-padding is never multiplied.
+to 70 % of the step on one CPU core in float32 at N = 12, D = 768, d = 192. Packed
+batches are worked on in groups of equal length, so padding is never multiplied.
 """
 
 from __future__ import annotations

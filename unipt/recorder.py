@@ -1,6 +1,7 @@
 """TapRecorder: keep what named modules of a frozen model emit during a forward pass.
 
-Price: one forward hook a tap and a reference to each recorded tensor; nothing is copied.
+Price: one forward hook a tap, one for the model, and a reference to each recorded tensor; nothing
+is copied.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class TapRecorder:
     Args:
         model: the model that holds the modules.
         taps: tap name to module path, as in ``model.get_submodule``; an empty path is the model.
+            ``path@k`` is the module's k-th call in one forward pass of the model, counted from 0:
+            for layers that share one module (ALBERT, arXiv:1909.11942).
 
     Raises:
-        ValueError: if a path names no module (on entering).
+        ValueError: if a path names no module, or its call is no number (on entering).
     """
 
     def __init__(self, model: nn.Module, taps: Mapping[str, str]) -> None:
@@ -35,14 +38,15 @@ class TapRecorder:
         self._taps = dict(taps)
         self._handles: list[RemovableHandle] = []
         self._recorded: dict[str, Tensor] = {}
+        self._calls: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        self._recorded.clear()
+        self.begin()
         try:
+            self._handles.append(self._model.register_forward_pre_hook(_begin(self)))
             for name, path in self._taps.items():
-                self._handles.append(
-                    self._module(name, path).register_forward_hook(_keep(self, name))
-                )
+                module, call = self._module(name, path)
+                self._handles.append(module.register_forward_hook(_keep(self, name, call)))
         except BaseException:
             self._remove()
             raise
@@ -58,16 +62,18 @@ class TapRecorder:
 
     @property
     def states(self) -> dict[str, Tensor]:
-        """What each tap emitted in its last call, in the order of the taps.
+        """What each tap emitted in the last forward pass, in the order of the taps.
+
+        Of a module that is called several times it is the last call, unless its path names one.
 
         Raises:
-            RuntimeError: if a tap's module was not called.
+            RuntimeError: if a tap's module was not called, or not as often as its path says.
         """
         silent = [name for name in self._taps if name not in self._recorded]
         if silent:
             raise RuntimeError(
-                f"taps {silent} did not fire: their modules were not called in this forward pass; "
-                "choose modules that the forward pass runs"
+                f"taps {silent} did not fire: their modules were not called in this forward pass, "
+                "or not that often; choose modules that the forward pass runs"
             )
         return {name: self._recorded[name] for name in self._taps}
 
@@ -87,9 +93,25 @@ class TapRecorder:
             )
         self._recorded[name] = state
 
-    def _module(self, name: str, path: str) -> nn.Module:
+    def called(self, name: str) -> int:
+        """Count one call of the module of tap `name`; return how many came before it."""
+        before = self._calls.get(name, 0)
+        self._calls[name] = before + 1
+        return before
+
+    def begin(self) -> None:
+        """Forget what was recorded and counted: a forward pass of the model begins."""
+        self._recorded.clear()
+        self._calls.clear()
+
+    def _module(self, name: str, path: str) -> tuple[nn.Module, int | None]:
+        path, at, call = path.partition("@")
+        if at and not call.isdecimal():
+            raise ValueError(
+                f"tap {name!r}: {path}@{call} names no call; give path@k with k = 0, 1, ..."
+            )
         try:
-            return self._model.get_submodule(path)
+            return self._model.get_submodule(path), int(call) if at else None
         except AttributeError as error:
             children = [child for child, _ in self._model.named_children()]
             raise ValueError(
@@ -102,8 +124,16 @@ class TapRecorder:
             self._handles.pop().remove()
 
 
-def _keep(recorder: TapRecorder, name: str) -> Any:
+def _begin(recorder: TapRecorder) -> Any:
+    def hook(_module: nn.Module, _inputs: Any) -> None:
+        recorder.begin()
+
+    return hook
+
+
+def _keep(recorder: TapRecorder, name: str, call: int | None) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        recorder.record(name, output)
+        if recorder.called(name) == call or call is None:
+            recorder.record(name, output)
 
     return hook
