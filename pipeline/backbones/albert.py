@@ -1,4 +1,4 @@
-"""ALBERT: one group of weights, called once a layer."""
+"""ALBERT: one group of weights, called once a layer (arXiv:1909.11942); a tap is one call."""
 
 from pipeline.backbones.family import Family, register_family
 

@@ -5,7 +5,7 @@ of a *named module*, taken by a forward hook: `hidden_states[i]` means something
 family, a module's own output does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -31,7 +31,8 @@ class Family:
         final: module paths, best first; the first that exists is the last tap, `final_norm`.
         offset_positions: positions start at `pad_token_id + 1` (RoBERTa and its heirs), so that
             the longest input is that much shorter than `max_position_embeddings`.
-        shared_layers: the list's modules are called several times a forward pass (ALBERT).
+        shared_layers: the list's modules are called several times a forward pass, one after the
+            other (ALBERT); each call is a layer, `path@k`.
     """
 
     name: str
@@ -42,8 +43,14 @@ class Family:
     offset_positions: bool = False
     shared_layers: bool = False
 
-    def tap_modules(self, model: nn.Module) -> dict[str, str]:
+    def tap_modules(
+        self, model: nn.Module, calls: Mapping[str, int] | None = None
+    ) -> dict[str, str]:
         """Return tap name -> module path in `model`, in the order of computation.
+
+        Args:
+            model: the backbone.
+            calls: module path -> its calls in a forward pass; needed for shared layers only.
 
         Raises:
             BackboneError: a module of the family is missing from `model`.
@@ -59,7 +66,10 @@ class Family:
                 f"{type(model).__name__} has no module list {self.layers!r}, where the family "
                 f"{self.name!r} keeps its layers"
             )
-        taps |= {layer_name(i): f"{self.layers}.{i}" for i in range(len(layers))}
+        paths = [f"{self.layers}.{i}" for i in range(len(layers))]
+        if self.shared_layers:
+            paths = [f"{path}@{k}" for path in paths for k in range((calls or {}).get(path, 0))]
+        taps |= {layer_name(i): path for i, path in enumerate(paths)}
         taps["final_norm"] = _first(model, self.final)
         return {name: path for name, path in taps.items() if path is not None}
 

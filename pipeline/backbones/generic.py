@@ -59,8 +59,8 @@ def _final(last_layer: str, seen: Trace) -> dict[str, str]:
         return {}
     emitters = [
         path
-        for path, value in seen.emitted.items()
-        if value is result and seen.begun[path] > seen.ended[last_layer]
+        for path, begun in seen.begun.items()
+        if seen.emitted.get(path) is result and begun > seen.ended[last_layer]
     ]
     return {path: path for path in sorted(emitters, key=len)[-1:]}
 
@@ -84,8 +84,8 @@ def check_padding(model: nn.Module, paths: Iterable[str], seen: Trace, pad_id: i
         rounding = 1e-3 if seen.emitted[path].dtype == torch.float32 else 0.1
         if ((alone - among).norm(dim=-1) > rounding * alone.norm(dim=-1) + 1e-6).any():
             raise BackboneError(
-                f"the states of {path!r} in a {type(model).__name__} depend on the padding behind a "
-                "text, though it is masked, so they are not the text's own; this model is not "
+                f"the states of {path!r} in a {type(model).__name__} depend on the padding behind "
+                "a text, though it is masked, so they are not the text's own; this model is not "
                 "supported"
             )
 

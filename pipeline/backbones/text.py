@@ -163,7 +163,7 @@ class TextBackbone:
         return {tap: _packed(state.to(dtype), index) for tap, state in recorder.states.items()}
 
     def origin(self) -> dict[str, Any]:
-        """Return where the backbone came from and what ran it: worth knowing, identifies nothing."""
+        """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}
 
@@ -194,13 +194,7 @@ def _known_taps(model: nn.Module, config: Any, seen: Trace) -> tuple[Family | No
     if config.model_type not in FAMILIES:
         return None, discover_taps(model, config, seen)
     family = FAMILIES.get(config.model_type)
-    if family.shared_layers:
-        raise BackboneError(
-            f"a {type(model).__name__} calls the same modules once for each layer, so a tap on "
-            "one of them would hold the last call only; models with shared layers are not "
-            f"supported. Known model types: {', '.join(FAMILIES.names())}"
-        )
-    taps = family.tap_modules(model)
+    taps = family.tap_modules(model, seen.calls)
     silent = [path for path in taps.values() if path not in seen.emitted]
     if silent:
         raise BackboneError(

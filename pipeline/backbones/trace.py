@@ -21,9 +21,10 @@ class Trace:
 
     Attributes:
         begun: module path -> when it was first entered; the model itself is "".
-        ended: module path -> when it was last left.
+        ended: module path -> when it was last left; `path@k` -> when its k-th call was left.
         calls: module path -> number of calls.
-        emitted: module path -> its last output (of a tuple, the first element), if a tensor.
+        emitted: module path -> its last output (of a tuple, the first element), if a tensor;
+            `path@k` -> that of its k-th call.
         last_hidden_state: the model's own result, [1, PROBE_TOKENS, D].
     """
 
@@ -88,9 +89,10 @@ def _on_entry(seen: Trace, path: str, clock: Any) -> Any:
 
 def _on_exit(seen: Trace, path: str, clock: Any) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.ended[path] = next(clock)
-        seen.calls[path] = seen.calls.get(path, 0) + 1
+        call = seen.calls.get(path, 0)
+        seen.calls[path] = call + 1
+        seen.ended[path] = seen.ended[f"{path}@{call}"] = next(clock)
         if isinstance(value := first_tensor(output), Tensor):
-            seen.emitted[path] = value
+            seen.emitted[path] = seen.emitted[f"{path}@{call}"] = value
 
     return hook

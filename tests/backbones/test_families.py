@@ -1,5 +1,8 @@
 """Conformance of every family: a cached state is what the named module emits for a text alone."""
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny import DECODERS, LLAMAS, SENTENCES, WIDE_HEADS, tiny_model, tiny_tokenizer
@@ -17,6 +20,14 @@ FAMILY_ROWS = [
     ("ernie", "bert", POST_NORM, "encoder.layer.0", {}),
     ("electra", "electra", POST_NORM, "encoder.layer.0", {}),
     ("roformer", "electra", POST_NORM, "encoder.layer.0", {}),
+    ("albert", "albert", POST_NORM, "encoder.albert_layer_groups.0@0", {}),
+    (
+        "albert",
+        "albert",
+        [*POST_NORM, "encoder.layer.02", "encoder.layer.03"],
+        "encoder.albert_layer_groups.0@0",
+        {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+    ),
     ("megatron-bert", "megatron-bert", PRE_NORM, "encoder.layer.0", {}),
     ("roberta", "roberta", POST_NORM, "encoder.layer.0", {"pad_token_id": 1}),
     ("xlm-roberta", "roberta", POST_NORM, "encoder.layer.0", {}),
@@ -78,13 +89,13 @@ FAMILY_ROWS = [
         {"layer_types": ["full_attention", "full_attention"]},
     ),
 ]
-_CLAIMED = set(FAMILIES.names()) - {"albert"}  # before a test registers its own
+_CLAIMED = set(FAMILIES.names())  # before a test registers its own
 INPUTS = [*(TextInput(text) for text in SENTENCES), TextInput("the dog", "a very good dog")]
 
 
-def make(model_type: str, **own: object) -> TextBackbone:
+def make(model_type: str, taps: list[str] | None = None, **own: object) -> TextBackbone:
     tokenizer = tiny_tokenizer(special=model_type not in DECODERS, padding_side="left")
-    return TextBackbone(tiny_model(model_type, **own), tokenizer, name=model_type)
+    return TextBackbone(tiny_model(model_type, **own), tokenizer, name=model_type, taps=taps)
 
 
 @pytest.mark.parametrize(("model_type", "family", "taps", "module", "own"), FAMILY_ROWS)
@@ -118,13 +129,16 @@ def test_a_model_whose_padding_shows_is_refused() -> None:
 
 
 def watch(backbone: TextBackbone, types: object, ids: object) -> tuple[dict, torch.Tensor]:
-    """Run one unpadded text without a mask; return what each tapped module emitted."""
+    """Run one unpadded text without a mask; return what each tapped module emitted, by call too."""
     seen: dict[str, torch.Tensor] = {}
+    calls: Counter[str] = Counter()
     handles = []
-    for path in backbone.tap_modules.values():
+    for path in {path.partition("@")[0] for path in backbone.tap_modules.values()}:
 
         def keep(_m: nn.Module, _i: object, output: object, path: str = path) -> None:
-            seen[path] = (output[0] if isinstance(output, tuple) else output)[0]
+            state = (output[0] if isinstance(output, tuple) else output)[0]
+            seen[path] = seen[f"{path}@{calls[path]}"] = state
+            calls[path] += 1
 
         handles.append(backbone.model.get_submodule(path).register_forward_hook(keep))
     arguments = {"input_ids": torch.tensor(ids, dtype=torch.long)[None]}
@@ -150,9 +164,19 @@ def test_narrow_embeddings_are_tapped_at_full_width() -> None:
     assert {tap.shape for tap in make("electra").taps} == {(16,)}
 
 
-def test_shared_layers_are_refused() -> None:
-    with pytest.raises(BackboneError, match="calls the same modules once for each layer"):
-        make("albert")
+def test_each_call_of_a_shared_layer_is_a_tap_of_its_own() -> None:
+    backbone = make("albert", num_hidden_layers=3)
+    assert list(backbone.tap_modules.values()) == [
+        "encoder.embedding_hidden_mapping_in",
+        *(f"encoder.albert_layer_groups.0@{k}" for k in range(3)),
+    ]
+    encoded = backbone.encode(INPUTS)
+    states = backbone.forward(encoded)
+    for before, after in pairwise(states.values()):
+        assert (before - after).abs().max() > 0.01
+    middle = make("albert", num_hidden_layers=3, taps=["encoder.layer.01"]).forward(encoded)
+    assert list(middle) == ["encoder.layer.01"]
+    assert torch.equal(middle["encoder.layer.01"], states["encoder.layer.01"])
 
 
 def test_unknown_layout_lists_the_module_lists() -> None:

@@ -24,6 +24,17 @@ def test_a_trainable_parameter_upstream_is_named() -> None:
     check_frozen(model, FIRST)  # it comes after these taps
 
 
+def test_a_shared_layer_is_upstream_of_its_first_call() -> None:
+    model = tiny_model("albert")
+    group = model.encoder.albert_layer_groups[0]
+    first = {"encoder.layer.00": "encoder.albert_layer_groups.0@0"}
+    check_frozen(model, first)
+    group.albert_layers[0].ffn.weight.requires_grad_(True)
+    with pytest.raises(NotFrozen, match=r"1 trainable.*albert_layers\.0\.ffn\.weight"):
+        check_frozen(model, first)
+    check_frozen(model, {"embeddings": "encoder.embedding_hidden_mapping_in"})
+
+
 def test_a_trainable_pooler_is_below_every_tap() -> None:
     model = tiny_model("bert")
     model.pooler.requires_grad_(True)
