@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 import click
 
-from cache.errors import CacheError
-from pipeline.config import ConfigError
-from pipeline.errors import PipelineError
 
 Build = Callable[[], click.Command]
 
@@ -255,12 +252,30 @@ def _demo() -> click.Command:
 def main() -> None:
     """Run the command line; errors made by the input end in one message and exit status 1."""
     try:
-        commands(prog_name="unipt")
-    except (PipelineError, CacheError, OSError, MemoryError) as error:
-        if os.environ.get("UNIPT_TRACEBACK"):
+        commands(prog_name="unipt", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort as stop:  # click's word for Ctrl-C, which says more
+        click.echo(str(stop.__cause__ or "") or "stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        status = exit_status(error)
+        if status is None or os.environ.get("UNIPT_TRACEBACK"):
             raise
         click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(status)
+
+
+def exit_status(error: Exception) -> int | None:
+    """Return the exit status of an error that the input caused, None for a fault of ours."""
+    from cache.errors import CacheError
+    from pipeline.config import ConfigError
+    from pipeline.errors import PipelineError
+
+    if isinstance(error, ConfigError):
+        return 2
+    return 1 if isinstance(error, PipelineError | CacheError | OSError | MemoryError) else None
 
 
 if __name__ == "__main__":

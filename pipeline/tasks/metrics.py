@@ -39,11 +39,18 @@ def _macro_f1(targets: Array, predictions: Array) -> float:
     return float(sk.f1_score(targets, predictions, average="macro", zero_division=0.0))
 
 
+def _matthews(targets: Array, predictions: Array) -> float:
+    """Matthews correlation; 0 where one side has a single class, as for the correlations."""
+    if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(sk.matthews_corrcoef(targets, predictions))
+
+
 CLASSIFICATION: dict[str, Metric] = {
     "accuracy": lambda t, p: float(sk.accuracy_score(t, p)),
     "f1": _f1_of_second,
     "macro_f1": _macro_f1,
-    "matthews": lambda t, p: float(sk.matthews_corrcoef(t, p)),
+    "matthews": _matthews,
 }
 REGRESSION: dict[str, Metric] = {
     "pearson": _correlation(stats.pearsonr),
