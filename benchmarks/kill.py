@@ -46,6 +46,18 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def undisturbed(out: Path) -> tuple[float, float]:
+    """Extract into `out`; return the seconds until its metadata stood there, and until the end."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "zarr.json").exists():
+        time.sleep(0.01)
+    begin = time.perf_counter() - start
+    if process.wait():
+        raise RuntimeError(f"the undisturbed extraction failed: {' '.join(command(out))}")
+    return begin, time.perf_counter() - start
+
+
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="Times to kill.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
@@ -54,20 +66,13 @@ def main(kills: int, seed: int) -> None:
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        start = time.perf_counter()
-        subprocess.run(command(whole), check=True, capture_output=True)
-        undisturbed = time.perf_counter() - start
+        begin, end = undisturbed(whole)
         landed = []
         for _ in range(kills):
-            before = shards(killed)
             process = subprocess.Popen(
                 command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            while process.poll() is None and not (killed / "zarr.json").exists():
-                time.sleep(0.01)
-            while process.poll() is None and before and shards(killed) == before:
-                time.sleep(0.01)  # past the start: the run writes again
-            time.sleep(moments.uniform(0, undisturbed / kills / 2))
+            time.sleep(moments.uniform(begin - 0.5, begin + 2 * (end - begin) / kills))
             process.send_signal(signal.SIGKILL)
             process.wait()
             landed.append(shards(killed))

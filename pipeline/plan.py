@@ -10,6 +10,7 @@ network's step, R the reading, and X the extraction. The cache wins after E K = 
 """
 
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ HOST_SHARE = 0.5
 class PlanConfig(ExtractConfig):
     """An extraction to be priced, and the training it is meant for."""
 
+    out: Path = Path("cache.zarr")
+    """Folder the cache would go to: its disk counts, and what is already written there."""
     trial_seconds: float = 3.0
     """Length of the measured trial, in seconds."""
     side_width: int = 192

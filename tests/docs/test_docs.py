@@ -1,0 +1,83 @@
+"""The documentation tells the truth: its commands and its Python run, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from tiny import save_tiny
+
+import cli
+
+ROOT = Path(cli.__file__).parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def command_lines(page: Path) -> list[str]:
+    """Return the lines of a page that call `unipt`, without comments."""
+    lines = [line.strip() for line in page.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if re.match(r"(echo .* \| )?unipt [a-z]", line)]
+    return [line.split("  #")[0].strip() for line in found]
+
+
+def words(line: str) -> list[str]:
+    """Return the arguments of a documented call; brackets mark what is optional."""
+    call = line[line.index("unipt ") :]
+    return shlex.split(re.sub(r"[\[\]]", " ", call))[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page):
+    for line in command_lines(page):
+        name, *arguments = words(line)
+        assert name in cli.commands.builders, line
+        command = cli.commands.get_command(None, name)
+        known = {
+            option
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        unknown = {word for word in arguments if word.startswith("--")} - known
+        assert not unknown, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A working folder as the README assumes it: MODEL and reviews.tsv."""
+    save_tiny("bert", tmp_path / "MODEL")
+    nouns = ["cat", "dog", "mat", "tree", "film"]
+    rows = [
+        f"the {a} was {word} on the {b}\t{word}"
+        for a in nouns
+        for b in nouns
+        for word in ("good", "bad")
+    ]
+    (tmp_path / "reviews.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_runs_from_top_to_bottom(reviews):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    for line in command_lines(ROOT / "README.md"):
+        result = CliRunner().invoke(
+            cli.commands, words(line), input="the film was good\n", catch_exceptions=False
+        )
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert (reviews / "reviews-model" / "model.onnx").is_file()
+
+
+def test_the_readme_python_runs(reviews, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    whole = next(block for block in blocks if "extract(" in block)
+    exec(compile(whole, "README.md", "exec"), {})  # the page's own code
+    assert "accuracy" in capsys.readouterr().out
