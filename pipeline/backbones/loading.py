@@ -11,6 +11,7 @@ import torch
 
 from pipeline.backbones.family import BackboneError
 from pipeline.backbones.fingerprint import is_pooler, weights_digest
+from pipeline.backbones.quiet import quiet_transformers
 from pipeline.backbones.text import TextBackbone
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -115,9 +116,10 @@ def _random(config: Any, seed: int) -> Any:
 def _checkpoint(name_or_path: str, source: dict[str, Any]) -> Any:
     from transformers import AutoModel  # noqa: PLC0415
 
-    model, report = AutoModel.from_pretrained(
-        name_or_path, dtype="auto", output_loading_info=True, **source
-    )
+    with quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            name_or_path, dtype="auto", output_loading_info=True, **source
+        )
     missing = sorted(key for key in report["missing_keys"] if not is_pooler(key))
     if missing:
         raise BackboneError(

@@ -1,38 +1,41 @@
 """Loads an exported folder with this version's own code, or with the folder's where trusted.
 
-Cost: the weights in memory once. transformers draws progress bars while it loads; here it does not.
+Cost: the weights in memory once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
+from pipeline.backbones.quiet import quiet_transformers
 from pipeline.errors import PipelineError
 from pipeline.fused.folder import is_export
 from pipeline.fused.modeling_unipt import UniPTForSequenceClassification
 from pipeline.fused.package import source_files
 
+_SHOWN = 5
+
 
 class NotAnExport(PipelineError, ValueError):  # noqa: N818 (reads as what is wrong)
-    """A folder holds no exported model, or one whose code is not this version's own."""
+    """A folder holds no exported model, or one that lacks weights or has other code than ours."""
 
 
 def load_fused(folder: Path) -> tuple[UniPTForSequenceClassification, Any]:
-    """Return the model, in eval mode, and the tokenizer of `folder`, run by this version's code."""
-    with quiet_loading():
-        model: Any = UniPTForSequenceClassification.from_pretrained(folder)
-        return model.eval(), AutoTokenizer.from_pretrained(folder, config=model.config)
+    """Return the model, in eval mode, and the tokenizer of `folder`, run by this version's code.
+
+    Raises:
+        NotAnExport: weights are missing.
+    """
+    return _load(UniPTForSequenceClassification, folder)
 
 
 def load_exported(folder: Path, *, trust_code: bool = False) -> tuple[Any, Any]:
     """Return the model and the tokenizer of `folder`; its code runs only if it is ours, or trusted.
 
     Raises:
-        NotAnExport: there is no exported model, or its code differs and `trust_code` is off.
+        NotAnExport: there is no exported model, it lacks weights, or its code differs and
+            `trust_code` is off.
     """
     if not is_export(folder):
         raise NotAnExport(f"{folder} holds no exported model (config.json of type unipt)")
@@ -43,21 +46,18 @@ def load_exported(folder: Path, *, trust_code: bool = False) -> tuple[Any, Any]:
             f"the model code in {folder} is not this version's own (another version wrote it, or "
             "it was edited); to run it, look at its .py files and set trust_code"
         )
-    with quiet_loading():
-        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-        return model.eval(), AutoTokenizer.from_pretrained(folder, config=model.config)
+    return _load(AutoModelForSequenceClassification, folder, trust_remote_code=True)
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Switch the progress bars of transformers off, and back on if they were."""
-    active = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if active:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+def _load(loader: Any, folder: Path, **options: Any) -> tuple[Any, Any]:
+    with quiet_transformers():
+        model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise NotAnExport(
+            f"the exported model in {folder} lacks {len(missing)} weight(s), such as "
+            f"{', '.join(missing[:_SHOWN])}: they would be random; export it again"
+        )
+    return model.eval(), AutoTokenizer.from_pretrained(folder, config=model.config)
 
 
 def _is_ours(folder: Path) -> bool:

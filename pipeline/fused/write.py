@@ -15,11 +15,12 @@ from torch import Tensor
 
 from cache import Cache, Fingerprint, FingerprintMismatch
 from pipeline.backbones import TextBackbone
+from pipeline.backbones.quiet import quiet_transformers
 from pipeline.fused import artefacts, parity
 from pipeline.fused.build import build_fused, build_tokenizer, model_inputs
 from pipeline.fused.card import render_card
 from pipeline.fused.folder import check_target, staged
-from pipeline.fused.loading import load_fused, quiet_loading
+from pipeline.fused.loading import load_fused
 from pipeline.fused.modeling_unipt import UniPTForSequenceClassification
 from pipeline.fused.package import source_files
 from pipeline.fused.parity import ParityReport
@@ -184,7 +185,7 @@ def _write_model(
         labels=trained.labels,
         storage_type=storage_type,
     )
-    with quiet_loading():
+    with quiet_transformers():
         fused.save_pretrained(stage)
     build_tokenizer(backbone, trained.segments).save_pretrained(stage)
     for name, text in source_files().items():

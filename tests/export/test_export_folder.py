@@ -85,7 +85,7 @@ def _cached(made: Any) -> torch.Tensor:
     return cached_logits(made.cache, made.trained.classifier, made.trained.taps, samples)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("model_type", ["albert", "bert", "distilbert", "roberta", "gpt2", "llama"])
 @pytest.mark.parametrize("pair", ["none", "joint", "separate"])
 def test_cached_and_fused_agree_for_every_family(
     make: Callable[..., Any], tmp_path: Path, model_type: str, pair: str

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import SENTENCES
+from transformers.utils import logging as hf_logging
 
 from pipeline.fused.loading import NotAnExport, load_exported
 from pipeline.fused.records import RecordError, read_records
@@ -93,6 +95,20 @@ def test_foreign_code_needs_trust(folder: Path, tmp_path: Path) -> None:
     with (folder / "layers.py").open("a") as file:
         file.write("\n# edited\n")
     with pytest.raises(NotAnExport, match="trust_code"):
+        load_exported(folder)
+
+
+def test_an_export_loads_in_silence_and_only_with_all_its_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_logging, "_tqdm_active", True)
+    capsys.readouterr()
+    load_exported(folder)
+    assert capsys.readouterr().err == ""
+    weights = load_file(folder / "model.safetensors")
+    del weights["backbone.encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotAnExport, match=r"lacks 1 weight.*layer\.1\.output\.dense\.weight"):
         load_exported(folder)
 
 
