@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import click
 
-
 Build = Callable[[], click.Command]
 
 
