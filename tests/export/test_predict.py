@@ -96,6 +96,9 @@ def test_foreign_code_needs_trust(folder: Path, tmp_path: Path) -> None:
         file.write("\n# edited\n")
     with pytest.raises(NotAnExport, match="trust_code"):
         load_exported(folder)
+    model, _ = load_exported(folder, trust_code=True)
+    assert type(model).__module__.startswith("transformers_modules.")
+    assert not model.training
 
 
 def test_an_export_loads_in_silence_and_only_with_all_its_weights(
