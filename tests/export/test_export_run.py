@@ -8,10 +8,11 @@ import torch
 from tiny import SENTENCES, save_tiny
 
 from cache import FingerprintMismatch
-from pipeline.export import ExportConfig, export
+from pipeline.export import ExportConfig, export, open_cache, recorded_backbone
 from pipeline.extract import ExtractConfig, extract
 from pipeline.fused.build import ExportError
 from pipeline.predict import Predictor
+from pipeline.run import Run
 from pipeline.train import TrainConfig, train
 
 
@@ -64,8 +65,11 @@ def test_a_run_is_exported_with_its_metrics_and_predicts_as_it_did(
 def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     places = trained(tmp_path, "classification")
     config = ExportConfig(run=places["run"], out=places["out"])
+    run = Run.open(places["run"])
+    cache = open_cache(run)
+    cache.origin.clear()
     with pytest.raises(ExportError, match="as `backbone`"):
-        export(config)
+        recorded_backbone(run, cache, config)
     save_tiny("bert", tmp_path / "other", seed=1)
     with pytest.raises(FingerprintMismatch, match=r"weights.sha256: cached"):
         export(config.model_copy(update={"backbone": str(tmp_path / "other")}))
