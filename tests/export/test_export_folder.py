@@ -113,6 +113,17 @@ def test_torch_export_takes_any_batch_and_length(
     _check_other_sizes(torch.export.load(out / artefacts.PT2_FILE).module(), out)
 
 
+def test_a_single_pair_is_traced_for_any_batch(make: Callable[..., Any], tmp_path: Path) -> None:
+    made = make(pair="separate", store="float32")
+    out = tmp_path / "out"
+    report = export_model(
+        made.trained, made.backbone, made.cache, out, torch_export=True, samples=1
+    ).parity
+    assert report.passed
+    assert [(r.artefact, r.batch) for r in report.rows[2:]] == [("torch_export", 1)] * 2
+    _check_other_sizes(torch.export.load(out / artefacts.PT2_FILE).module(), out)
+
+
 def test_onnx_takes_any_batch_and_length(make: Callable[..., Any], tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     made = make("distilbert", pair="separate", store="float32")

@@ -97,6 +97,29 @@ def test_export_with_dynamic_batch_and_length() -> None:
         )
 
 
+def test_two_segments_export_for_any_number_of_pairs_one_included() -> None:
+    model = build(segments=2)
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor) -> Tensor:
+            pooled = [self.model.pool(a, mask=a_mask), self.model.pool(b, mask=b_mask)]
+            logits: Tensor = self.model.classify(*zip(*pooled, strict=True)).logits
+            return logits
+
+    dynamic = torch.export.Dim.DYNAMIC
+    axes = ({1: dynamic, 2: dynamic}, {0: dynamic, 1: dynamic}) * 2
+    program = torch.export.export(Pairs(), (*batch(4, 5), *batch(4, 3)), dynamic_shapes=axes)
+    for pairs in (1, 3):
+        (a, a_mask), (b, b_mask) = batch(pairs, 4), batch(pairs + 5, 4)
+        b, b_mask = b[:, :pairs].contiguous(), b_mask[:pairs]
+        joined = model(torch.cat((a, b), 1), mask=torch.cat((a_mask, b_mask)))
+        torch.testing.assert_close(program.module()(a, a_mask, b, b_mask), joined.logits)
+
+
 def test_options_and_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="segments=3"):
         build(segments=3)
