@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cache import Cache, FingerprintMismatch
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from pipeline.data import Dataset, load_dataset
 from pipeline.run import Run
 from pipeline.tasks import Task, make_task
@@ -141,7 +141,7 @@ def run_task(run: Run, dataset: Dataset) -> Task:
     """
     task = make_task(dataset)
     if task.labels != run.labels:
-        raise ValueError(
+        raise ConfigError(
             f"the run was trained on the classes {run.labels}, its files now give {task.labels}; "
             "restore the files"
         )

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cache import Cache, Loader
+from pipeline.config import ConfigError
 from pipeline.evaluate import Evaluation
 from pipeline.tasks.metrics import Interval, better, bootstrap, score
 from pipeline.training.build import Setup, prepare
@@ -133,7 +134,7 @@ def _choose(config: TrainConfig, setup: Setup, features: dict[str, Features]) ->
     kind, metric = setup.task.kind, setup.task.metrics[0]
     train, dev = setup.splits["train"].targets, setup.splits["dev"].targets
     if train is None or dev is None:
-        raise ValueError("a probe needs targets on train and dev")
+        raise ConfigError("a probe needs targets on train and dev")
     best: tuple[float, float, Any] | None = None
     for strength in STRENGTHS[kind]:
         model = make_pipeline(StandardScaler(), _model(kind, strength, config))

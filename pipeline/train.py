@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.config import ConfigError
 from pipeline.console import duration
 from pipeline.errors import PipelineError
 from pipeline.evaluate import split_metrics
@@ -170,7 +171,7 @@ def _train(
 def _target_tensor(setup: Setup, split: str) -> Tensor:
     targets = setup.splits[split].targets
     if targets is None:
-        raise ValueError(f"the split {split!r} has no targets to train on")
+        raise ConfigError(f"the split {split!r} has no targets to train on")
     return torch.from_numpy(targets)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.config import ConfigError
 from pipeline.data import Dataset
 from pipeline.tasks.base import register, target_array
 
@@ -86,5 +87,5 @@ def _balanced(dataset: Dataset) -> Tensor:
     )
     if not counts.all():
         empty = [name for name, count in zip(names, counts, strict=True) if not count]
-        raise ValueError(f"balanced class weights: no training row of {', '.join(empty)}")
+        raise ConfigError(f"balanced class weights: no training row of {', '.join(empty)}")
     return torch.tensor(counts.sum() / (len(names) * counts), dtype=torch.float32)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
+from pipeline.config import ConfigError
+
 Array = NDArray[Any]
 Metric = Callable[[Array, Array], float]
 """Maps targets [n] and predictions [n] to a number, the higher the better (errors are negated
@@ -83,7 +85,7 @@ def check_metrics(kind: str, names: Sequence[str]) -> None:
     """Raise ValueError naming the known metrics of `kind` if one of `names` is not among them."""
     unknown = [name for name in names if name not in METRICS[kind]]
     if unknown or not names:
-        raise ValueError(
+        raise ConfigError(
             f"unknown metric(s) {', '.join(unknown) or '(none given)'} for {kind}; "
             f"known: {', '.join(METRICS[kind])}"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cache import Cache, Loader, TapSpec
+from pipeline.config import ConfigError
 from pipeline.data import Dataset, load_dataset
 from pipeline.tasks import Task, make_task
 from pipeline.training.config import TrainConfig
@@ -81,7 +82,7 @@ def build_model(config: TrainConfig, setup: Setup) -> SideClassifier:
     }
     if config.preset not in TOKEN_PRESETS:
         known = ", ".join(TOKEN_PRESETS)
-        raise ValueError(f"preset {config.preset!r} is not one for sentences; choose from {known}")
+        raise ConfigError(f"preset {config.preset!r} is not one for sentences; choose from {known}")
     side = preset(config.preset, **sizes)
     if not isinstance(side, SideNetworkConfig):
         raise TypeError(f"preset {config.preset!r} does not take token states")

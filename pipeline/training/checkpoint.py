@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ConfigError
 from pipeline.training.ema import WeightAverage
 from pipeline.training.files import write_with
 
@@ -80,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}; remove it to start anew")
+        raise ConfigError(f"{path} is not a checkpoint of format {FORMAT}; remove it to start anew")
     return state
 
 

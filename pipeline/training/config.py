@@ -38,8 +38,8 @@ class TrainConfig(Config):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout before the output layer, as a probability."""
 
-    epochs: int = Field(default=20, ge=1)
-    """Passes over the training examples, at most."""
+    epochs: int = Field(default=6, ge=1)
+    """Passes over the training examples, at most; the best one by dev is kept."""
     batch_size: int = Field(default=32, ge=1)
     """Examples of one optimizer step."""
     lr: float = Field(default=5e-4, gt=0)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import Cache, TapSpec
+from pipeline.config import ConfigError
 from pipeline.data import DataError, Dataset, Example
 from pipeline.inputs import KEY_BYTES
 from pipeline.tasks.base import target_array
@@ -71,18 +72,18 @@ def select_taps(cache: Cache, patterns: Sequence[str] | None) -> tuple[TapSpec, 
     names = [tap.name for tap in known]
     for pattern in patterns or ():
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"the tap pattern {pattern!r} matches none of {', '.join(names)}")
+            raise ConfigError(f"the tap pattern {pattern!r} matches none of {', '.join(names)}")
     chosen = tuple(
         tap
         for tap in known
         if patterns is None or any(fnmatch.fnmatchcase(tap.name, p) for p in patterns)
     )
     if len(chosen) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"a side network needs at least two taps (targets and anchor); chosen: "
             f"{', '.join(tap.name for tap in chosen) or 'none'} of {', '.join(names)}"
         )
     if len({tap.shape for tap in chosen}) > 1:
         widths = ", ".join(f"{tap.name} {tap.shape[0]}" for tap in chosen)
-        raise ValueError(f"the chosen taps differ in width ({widths}); choose taps of one width")
+        raise ConfigError(f"the chosen taps differ in width ({widths}); choose taps of one width")
     return chosen
