@@ -29,6 +29,8 @@ from pipeline.errors import PipelineError
 from pipeline.inputs import TextInput
 from pipeline.table import InputTable, build_table, describe_truncation
 
+RESUME = "finished shards are kept. Run the same command again to go on"
+
 
 class ExtractConfig(Config):
     """What to extract: a backbone, inputs, taps, and where the cache goes."""
@@ -162,18 +164,23 @@ def extract(config: ExtractConfig, *, progress: ProgressCallback | None = None) 
         ActivationOverflow: a state does not fit `config.store_dtype`.
         ExtractionInterrupted: Ctrl-C; finished shards are kept.
     """
-    inputs = load_dataset(config.data).inputs()
-    return extract_inputs(
-        config.load_backbone(),
-        inputs,
-        config.out,
-        store_dtype=config.store_dtype,
-        seed=config.seed,
-        batch_tokens=config.batch_tokens,
-        block_tokens=config.block_tokens,
-        force=config.force,
-        progress=progress,
-    )
+    try:
+        inputs = load_dataset(config.data).inputs()
+        return extract_inputs(
+            config.load_backbone(),
+            inputs,
+            config.out,
+            store_dtype=config.store_dtype,
+            seed=config.seed,
+            batch_tokens=config.batch_tokens,
+            block_tokens=config.block_tokens,
+            force=config.force,
+            progress=progress,
+        )
+    except ExtractionInterrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise ExtractionInterrupted(f"stopped; {RESUME}") from stop
 
 
 def extract_inputs(
@@ -290,8 +297,7 @@ def _fill(
                         progress(Progress(done, total, number, len(pending), rate, eta))
     except KeyboardInterrupt as stop:
         raise ExtractionInterrupted(
-            f"stopped after {done:,} of {total:,} tokens; finished shards are kept. Run the same "
-            "command again to go on"
+            f"stopped after {done:,} of {total:,} tokens; {RESUME}"
         ) from stop
     return done
 

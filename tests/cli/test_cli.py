@@ -159,13 +159,14 @@ def test_training_loads_no_transformers(place):
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
-    data = write_data(tmp_path / "many.tsv", 4000)
+    data = write_data(tmp_path / "many.tsv", 1500)
     command = [sys.executable, str(ROOT / "cli.py"), "extract", str(place / "model")]
     command += [str(tmp_path / "cache"), "--train", str(data), "--block-tokens", "8"]
     process = subprocess.Popen(
         [*command, "--batch-tokens", "8"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (tmp_path / "cache" / "ledger.jsonl").exists():
+    ledger = tmp_path / "cache" / "ledger.jsonl"
+    while not ledger.exists() or not ledger.stat().st_size:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
