@@ -119,7 +119,8 @@ class SideClassifier(nn.Module):
         """Return the pooled, normed vector ``[B, P]`` and the confidence ``[B, N]`` of each row.
 
         The first half of `forward`; arguments as there. With `classify` it lets two segments of
-        different padding go in one after the other.
+        different padding go in one after the other. Trace two segments that way: torch.export ties
+        a trace of `forward` on ``2 B`` rows to ``B > 1``.
         """
         expected = 3 if offsets is not None else 4
         if states.dim() != expected:
