@@ -1,0 +1,217 @@
+"""Quality on real text: side networks from MiniLM's states beside probes on the same splits.
+
+Tweets, Amazon reviews and movie reviews come through pip (see `pipeline.demo.assets`); CoLA is
+added by `--cola FOLDER`, a folder with GLUE's cola-train.tsv and cola-dev.tsv: a part of the
+former serves as dev, the latter is the test split. Each candidate of `TRIED` is trained with each
+seed; the one with the best mean dev metric is chosen, and only its test metric is reported.
+Extractions and runs that are finished in `--work` are used again, so this can be done in parts.
+Cost on two cores: about 30 s of training for a run on tweets or Amazon, 60 s on CoLA, 90 s on
+movies.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import report
+from pipeline.data import DataConfig
+from pipeline.demo.assets import minilm, sentiment
+from pipeline.demo.run import tweets
+from pipeline.extract import ExtractConfig, extract
+from pipeline.probe import Layers, probe
+from pipeline.run import Run
+from pipeline.train import TrainConfig, train
+
+ASSETS = Path(".demo")
+SEEDS = (0, 1, 2)
+LAYERS: tuple[Layers, ...] = ("last", "all")
+
+EARLY: dict[str, Any] = {
+    "taps": ["embeddings", "encoder.layer.0[0-3]"],
+    "class_weights": "balanced",
+    "ema": 0.999,
+    "noise": 0.3,
+    "epochs": 4,
+}
+"""For grammar, which a sentence encoder's last layers have lost: a middle layer is the anchor."""
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "averaged": {"ema": 0.995, "noise": 0.3},
+    "early": EARLY,
+    "early-wide": EARLY | {"reduction": 1.0, "lr": 3e-4, "dropout": 0.4},
+    "early-noisy": EARLY | {"noise": 0.6, "dropout": 0.4, "epochs": 6},
+}
+"""Options that differ from the defaults, by name."""
+
+SENTIMENT = ("defaults", "averaged")
+TRIED = {
+    "tweets": SENTIMENT,
+    "amazon": SENTIMENT,
+    "movie": SENTIMENT,
+    "cola": ("defaults", "early", "early-wide", "early-noisy"),
+}
+"""The candidates of each task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The metrics of one candidate, a value a seed."""
+
+    dev: list[float]
+    test: list[float]
+    epochs: list[int]
+    seconds: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values, means and standard deviations."""
+        return {
+            name: {"mean": statistics.mean(values), "spread": spread(values), "values": values}
+            for name, values in vars(self).items()
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=ASSETS / "quality")
+    parser.add_argument("--cola", type=Path, help="folder of cola-train.tsv and cola-dev.tsv")
+    parser.add_argument("--tasks", nargs="+", help="some of the tasks; all by default")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--epochs", type=int, help="instead of each candidate's own")
+    parser.add_argument("--no-report", action="store_true", help="train only; write no results")
+    options = parser.parse_args(arguments)
+    tasks = data(options.cola)
+    unknown = sorted(set(options.tasks or ()) - set(tasks))
+    if unknown:
+        parser.error(f"unknown tasks {unknown}; known are {list(tasks)} (cola needs --cola)")
+    limits = {} if options.epochs is None else {"epochs": options.epochs}
+    figures = {}
+    for task in options.tasks or tasks:
+        work = options.work / (task if options.epochs is None else f"{task}-{options.epochs}")
+        shared = cached(task, tasks[task], options.work)
+        candidates = {n: CANDIDATES[n] | limits for n in TRIED[task] if n in options.candidates}
+        if not candidates:
+            parser.error(f"no candidate for {task}; it has {', '.join(TRIED[task])}")
+        outcomes, metric = trained(work, shared, candidates, options.seeds)
+        if not options.no_report:
+            probes = {layers: probed(work, shared, layers, metric) for layers in LAYERS}
+            figures[task] = {"metric": metric, "probes": probes, **choice(candidates, outcomes)}
+    if figures:
+        report("quality", {"seeds": options.seeds, "tasks": figures}, table(figures))
+
+
+def data(cola: Path | None) -> dict[str, DataConfig]:
+    """Return the tasks by name; CoLA only where its folder is given."""
+    first = tweets(ASSETS)
+    tasks = {"tweets": first}
+    for name in ("amazon", "movie"):
+        rated = sentiment(ASSETS) / f"{name}ReviewSnippets_GroundTruth.txt"
+        tasks[name] = first.model_copy(update={"train": rated, "bad_rows": "drop"})
+    if cola is not None:
+        files = {"train": cola / "cola-train.tsv", "test": cola / "cola-dev.tsv"}
+        tasks["cola"] = DataConfig.build({"task": "cola", **files})
+    return tasks
+
+
+def cached(task: str, examples: DataConfig, work: Path) -> dict[str, Any]:
+    """Extract the task's sentences once; return the options that every run on it shares."""
+    cache = work / f"{task}.zarr"
+    backbone = str(minilm(ASSETS))
+    print(extract(ExtractConfig(backbone=backbone, data=examples, out=cache)).render(), flush=True)
+    return {"data": examples, "cache": cache}
+
+
+def trained(
+    work: Path,
+    shared: Mapping[str, Any],
+    candidates: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+) -> tuple[dict[str, Outcome], str]:
+    """Return the outcome of every candidate, and the metric's name."""
+    outcomes: dict[str, Outcome] = {}
+    metric = ""
+    for name, chosen in candidates.items():
+        runs = [
+            finished(
+                TrainConfig.build({**shared, **chosen, "out": work / f"{name}-{s}", "seed": s})
+            )
+            for s in seeds
+        ]
+        metric = runs[0].info["task_metrics"][0]
+        outcomes[name] = Outcome(
+            dev=[run.info["metrics"]["dev"][metric] for run in runs],
+            test=[run.info["metrics"]["test"][metric] for run in runs],
+            epochs=[run.info["best_epoch"] for run in runs],
+            seconds=[run.info["seconds"] for run in runs],
+        )
+        dev = outcomes[name].dev
+        print(f"{work.name} {name}: dev {metric} {statistics.mean(dev):.4f} {dev}", flush=True)
+    return outcomes, metric
+
+
+def choice(
+    candidates: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, Outcome]
+) -> dict[str, Any]:
+    """Return the candidate of the best mean dev metric, and the dev metric of the others."""
+    best = max(outcomes, key=lambda name: statistics.mean(outcomes[name].dev))
+    return {
+        "chosen": best,
+        "options": dict(candidates[best]),
+        "side_network": outcomes[best].to_dict(),
+        "tried": {
+            name: {"options": dict(candidates[name]), "dev": outcome.to_dict()["dev"]}
+            for name, outcome in outcomes.items()
+        },
+    }
+
+
+def probed(work: Path, shared: Mapping[str, Any], layers: Layers, metric: str) -> dict[str, Any]:
+    """Return the probe, with or without balanced class weights, that is better on dev."""
+    results = [
+        probe(
+            TrainConfig.build(
+                {**shared, "class_weights": weights, "out": work / f"probe-{weights}"}
+            ),
+            layers,
+        )
+        for weights in ("none", "balanced")
+    ]
+    best = max(results, key=lambda result: result.evaluations["dev"].metrics[metric].value)
+    return best.to_dict()
+
+
+def finished(config: TrainConfig) -> Run:
+    """Train, unless the run is there, and open it."""
+    return Run.open(train(config).path)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; 0 for one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def table(figures: Mapping[str, Any]) -> list[str]:
+    """Return one line a task."""
+    lines = [
+        "task    metric    last layer  all layers  side network (test)  dev              candidate"
+    ]
+    for task, found in figures.items():
+        metric, side = found["metric"], found["side_network"]
+        probes = [
+            found["probes"][layers]["evaluations"]["test"]["metrics"][metric]["value"]
+            for layers in ("last", "all")
+        ]
+        test, dev = (f"{side[s]['mean']:.3f} +- {side[s]['spread']:.3f}" for s in ("test", "dev"))
+        lines.append(
+            f"{task:7} {metric:9} {probes[0]:10.3f}  {probes[1]:10.3f}  {test:19}  {dev:15}  "
+            f"{found['chosen']} of {len(found['tried'])}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
