@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 SHORT = (
-    ("benchmarks.epoch", "--samples", "500", "--repeats", "3"),
-    ("benchmarks.extraction", "--samples", "1500", "--large-samples", "300", "--repeats", "3"),
+    ("benchmarks.epoch", "--samples", "500"),
+    ("benchmarks.extraction",),
 )
 
 

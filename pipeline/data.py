@@ -72,4 +72,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         name: read_examples(source, name, labels, config, may_hide=name.startswith("test"))
         for name, source in sources.items()
     }
-    return Dataset(splits=assign_splits(rows, config), labels=labels, config=config)
+    splits = assign_splits(rows, config)
+    if config.fit_on_dev:
+        splits["train"] = splits["train"] + splits.pop("dev", [])
+    return Dataset(splits=splits, labels=labels, config=config)

@@ -112,9 +112,12 @@ def draw_learning(run: Run, path: Path) -> Path:
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss", color=COLOURS[0])
     axes.xaxis.get_major_locator().set_params(integer=True)
+    values = [record["dev"][metric] for record in history if record["dev"]]
+    if not values:  # fitted on the dev rows too
+        axes.set_title("Learning curve (kept: the last epoch)", fontsize=10)
+        return _save(figure, path)
     right = axes.twinx()
     right.spines["top"].set_visible(False)
-    values = [record["dev"][metric] for record in history]
     right.plot(epochs, values, color=COLOURS[1], marker="o", markersize=3)
     best = run.info["best_epoch"]
     right.plot(

@@ -159,7 +159,7 @@ def _train(
                 save()
             meter.step(now, len(batch.index))
         with average.applied(model) if average is not None else contextlib.nullcontext():
-            dev = _score(config, setup, model, "dev")
+            dev = _score(config, setup, model, "dev") if "dev" in setup.splits else {}
             _keep_best(now, dev, task.metrics[0], model)
         _end_epoch(config, now, dev, optimizer, time.perf_counter() - started)
         save()
@@ -211,8 +211,9 @@ def _score(
 
 
 def _keep_best(now: Progress, dev: dict[str, float], name: str, model: SideClassifier) -> None:
-    if better(name, dev[name], now.best_value):
-        now.best_epoch, now.best_value = now.epoch, dev[name]
+    """Keep the weights of the best epoch on dev; without a dev split, of the last epoch."""
+    if not dev or better(name, dev[name], now.best_value):
+        now.best_epoch, now.best_value = now.epoch, dev.get(name)
         now.best_weights = copy_weights(model)
 
 

@@ -167,6 +167,10 @@ class TextBackbone:
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}
 
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(self.tokenizer)
+
     def fingerprint_parts(self) -> dict[str, Any]:
         """Return what identifies the backbone: weights, preprocessing and taps, as JSON values."""
         if self._digest is None:
@@ -174,7 +178,7 @@ class TextBackbone:
         return {
             "weights": {"model_type": self.config.model_type, "sha256": self._digest},
             "preprocessing": {
-                "tokenizer_sha256": tokenizer_digest(self.tokenizer),
+                "tokenizer_sha256": self._tokenizer_digest,
                 "max_length": self.max_length,
                 "token_types": self.token_types,
             },

@@ -52,6 +52,9 @@ class DataConfig(Config):
     """Shares of train, dev and test where rows must be split; equal texts stay together."""
     split_seed: int = 0
     """Seed of that split."""
+    fit_on_dev: bool = False
+    """Add the development rows to the training rows: for the last fit, once every setting is
+    chosen. There is no dev split then, and training keeps its last epoch."""
     bad_rows: Literal["error", "drop"] = "error"
     """What to do with rows of missing text, unusable label or wrong number of fields."""
     encoding_errors: EncodingErrors = "strict"

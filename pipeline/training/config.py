@@ -88,4 +88,6 @@ class TrainConfig(Config):
             self.label_smoothing or self.class_weights != "none"
         ):
             raise ValueError("label_smoothing and class_weights are options of classification")
+        if self.data.fit_on_dev and self.patience is not None:
+            raise ValueError("patience needs a dev split, and fit_on_dev leaves none")
         return self

@@ -27,8 +27,10 @@ from torch import nn
 
 from cache import Cache
 from pipeline.config import ConfigError
-from pipeline.data import DataConfig, load_dataset
+from pipeline.data import DataConfig, DataError, load_dataset
+from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.inputs import TextInput
+from pipeline.report import report
 from pipeline.run import Run, RunError
 from pipeline.tasks import make_task
 from pipeline.train import Diverged, TrainProgress, train
@@ -195,6 +197,26 @@ def test_early_stopping_and_best_epoch(tmp_path: Path) -> None:
     values = [record["dev"]["accuracy"] for record in history]
     assert result.epochs == len(history) == result.best_epoch + 2
     assert values.index(max(values)) == result.best_epoch - 1
+
+
+def test_the_last_fit_takes_the_dev_rows_too_and_keeps_its_last_epoch(tmp_path: Path) -> None:
+    usual = Run.open(train(train_config(tmp_path)).path)
+    data = settings(tmp_path)["data"] | {"fit_on_dev": True}
+    result = train(train_config(tmp_path, "last", data=data))
+    run = Run.open(result.path)
+    counts = usual.info["examples"]
+    assert run.info["examples"] == {
+        "train": counts["train"] + counts["dev"],
+        "test": counts["test"],
+    }
+    assert result.best_epoch == result.epochs == 3
+    assert set(result.metrics) == {"test"}
+    assert result.metrics["test"]["accuracy"] >= 0.9
+    with pytest.raises(DataError, match="no examples in the split 'dev'"):
+        evaluate(EvaluateConfig(run=result.path, split="dev"))
+    assert (tmp_path / "pictures" / "learning.png") in report(result.path, tmp_path / "pictures")
+    with pytest.raises(ConfigError, match="patience needs a dev split"):
+        train_config(tmp_path, data=data, patience=2)
 
 
 @pytest.mark.parametrize(
