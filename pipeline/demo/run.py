@@ -1,6 +1,6 @@
 """The demo: a frozen MiniLM, rated tweets, one exported classifier, and the numbers beside it.
 
-About 17 MB of sentences' activations a thousand tweets; a few minutes on two cores.
+About 125 MB of activations a thousand tweets; a few minutes on two cores.
 """
 
 import time
