@@ -6,9 +6,12 @@ same arguments removes it and continues, and the finished folder is the same to 
 one shard buffer, or two when writing overlaps with computing.
 """
 
+import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,7 +47,11 @@ class CacheWriter:
         self._config = ""
         self._done: dict[int, Entry] = {}
         self._spare: list[dict[str, Bytes]] = []
-        self._thread = ThreadPoolExecutor(1, "cache-writer") if overlap else None
+        self._thread = (
+            ThreadPoolExecutor(1, "cache-writer", initializer=_yield_to_computing)
+            if overlap
+            else None
+        )
         self._writing: Future[None] | None = None
 
     @classmethod
@@ -269,6 +276,16 @@ class CacheWriter:
                 self.wait()
         finally:
             self.close()
+
+
+def _yield_to_computing() -> None:
+    """Let this thread run where the forward passes leave a core idle, instead of halting one.
+
+    Threads of one matrix product wait for each other, so a core taken from one halts them all.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _refuse_foreign(root: Path) -> None:
