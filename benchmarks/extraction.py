@@ -7,9 +7,9 @@ fsync. The bare side has the forward passes alone. Only an extraction of several
 writing with computing, so the defaults give three shards and more.
 """
 
+import itertools
 import json
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,15 +33,14 @@ def throughput(model: Path, samples: int, repeats: int, device: str) -> dict[str
     table = build_table(backbone, rows)
     layout = table.layout(backbone, dtype="float16", seed=0, block_tokens=640)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "cache"
+        numbers = itertools.count()
 
         def bare() -> None:
             for _, batch in shard_batches(backbone, layout, table, None):
                 backbone.run(backbone.batch(table.encoded.select(batch)))
 
         def extraction() -> None:
-            shutil.rmtree(out, ignore_errors=True)
-            extract_inputs(backbone, rows, out)
+            extract_inputs(backbone, rows, Path(folder) / f"cache-{next(numbers)}")
 
         seconds = interleaved({"bare": bare, "extraction": extraction}, repeats=repeats)
     return {
