@@ -159,7 +159,7 @@ def test_training_loads_no_transformers(place):
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
-    data = write_data(tmp_path / "many.tsv", 1500)
+    data = write_data(tmp_path / "many.tsv", 8000)
     command = [sys.executable, str(ROOT / "cli.py"), "extract", str(place / "model")]
     command += [str(tmp_path / "cache"), "--train", str(data), "--block-tokens", "8"]
     process = subprocess.Popen(
@@ -168,7 +168,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
     ledger = tmp_path / "cache" / "ledger.jsonl"
     while not ledger.exists() or not ledger.stat().st_size:
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 130
