@@ -43,7 +43,7 @@ class Geometry:
         n_views: samples per row, or None if rows have one each and no view axis.
         row_id_bytes: length of all row ids in UTF-8, in bytes.
         seed: of the permutation before packing.
-        block_tokens: tokens of a block on each ragged axis.
+        block_tokens: tokens or frames of a block on each ragged axis.
         blocks_per_shard: blocks of a shard file.
         n_blocks: blocks of the cache.
         samples_per_block: rows of a block in the stacks of fixed shape.
@@ -100,7 +100,7 @@ class Geometry:
         return range(first, min(first + self.blocks_per_shard, self.n_blocks))
 
     def rows(self, stack: Stack) -> int:
-        """Rows of one block of a stack: tokens or samples."""
+        """Rows of one block of a stack: tokens, frames or samples."""
         return self.block_tokens[stack.axis] if stack.ragged else self.samples_per_block
 
     def array_shape(self, stack: Stack) -> tuple[int, ...]:
@@ -155,13 +155,14 @@ class Geometry:
             metadata = zarr3.plain_array_metadata(shape, data_type)
             yield f"{INDEX}/{name}/zarr.json", zarr3.encode_json(metadata)
         for stack in self.stacks:
-            rest = ["width"] if stack.ragged else [None] * len(stack.shape)
+            flat = stack.ragged and len(stack.shape) == 1
+            rest = ["width"] if flat else [None] * len(stack.shape)
             metadata = zarr3.sharded_array_metadata(
                 self.array_shape(stack),
                 ZARR_TYPES[self.dtype],
                 blocks_per_shard=self.blocks_per_shard,
                 attributes={"logical_dtype": self.dtype, "taps": stack.tap_names},
-                dimension_names=["block", "tap", "token" if stack.ragged else "sample", *rest],
+                dimension_names=["block", "tap", stack.row_name, *rest],
             )
             yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
 

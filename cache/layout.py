@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from .blocks import BLOCK_TOKENS, block_rows, shard_blocks, slot_limit
 from .fingerprint import Fingerprint, digest
 from .geometry import KEY_BYTES, NO_CRC, Geometry
 from .ledger import Entry
 from .packing import Packing, pack_samples
 from .spec import ZARR_TYPES, Bytes, Ints, StorageType, TapSpec, check_storage_type, group_taps
-
-CHUNK_TARGET = 2**20
-"""Bytes of a chunk that a cache without ragged taps aims at."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,8 +111,8 @@ def plan_layout(
     dtype: StorageType,
     fingerprint: Fingerprint,
     seed: int = 0,
-    block_tokens: int | Mapping[str, int] = 640,
-    blocks_per_shard: int = 16,
+    block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
+    blocks_per_shard: int | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> CacheLayout:
     """Lay a cache out; see `CacheWriter.create` for the arguments.
@@ -126,25 +124,22 @@ def plan_layout(
     stacks = group_taps(taps)
     check_storage_type(dtype)
     axes = list(dict.fromkeys(tap.axis for tap in taps if tap.ragged))
-    sizes = {
-        axis: block_tokens if isinstance(block_tokens, int) else block_tokens[axis] for axis in axes
-    }
-    if min([blocks_per_shard, *sizes.values()]) < 1:
-        raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
     tables = {axis: np.asarray(values) for axis, values in (lengths or {}).items()}
     rows = np.asarray(row_to_sample)
     _check_tables(tables, axes, n_samples, rows, row_ids)
-    if axes:
-        slot_limit = max(1, *sizes.values())
-    else:
-        widest = max(stack.width for stack in stacks) * np.dtype(ZARR_TYPES[dtype]).itemsize
-        slot_limit = max(1, min(CHUNK_TARGET // widest, n_samples))
+    itemsize = np.dtype(ZARR_TYPES[dtype]).itemsize
+    sizes = block_rows(stacks, tables, block_tokens, itemsize)
+    if min([1 if blocks_per_shard is None else blocks_per_shard, *sizes.values()]) < 1:
+        raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
+    slots = slot_limit(stacks, sizes, n_samples, itemsize)
+    if blocks_per_shard is None:
+        blocks_per_shard = shard_blocks(stacks, sizes, slots, itemsize)
     packing = pack_samples(
         tables,
         n_samples=n_samples,
         block_tokens=sizes,
         blocks_per_shard=blocks_per_shard,
-        slot_limit=slot_limit,
+        slot_limit=slots,
         seed=seed,
     )
     encoded = [row_id.encode("utf-8") for row_id in row_ids]
@@ -161,7 +156,7 @@ def plan_layout(
         block_tokens=sizes,
         blocks_per_shard=packing.blocks_per_shard,
         n_blocks=packing.n_blocks,
-        samples_per_block=packing.max_slots if axes else slot_limit,
+        samples_per_block=packing.max_slots if axes else slots,
     )
     return CacheLayout(
         geometry=geometry,

@@ -73,7 +73,8 @@ class ShardBuffer:
         Args:
             samples: int64 [b], in any order.
             values: tap to [sum of the samples' lengths, D] (packed, in the order of `samples`)
-                for kind "tokens", [b, *shape] otherwise; any float type, any device.
+                for kind "tokens", [sum of lengths, *shape] for "frames", [b, *shape] otherwise;
+                any float type, any device.
 
         Raises:
             ActivationOverflow: NaN or infinity, or beyond the range of the storage type.

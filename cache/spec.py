@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidTap
 
-Kind = Literal["tokens", "grid", "map", "vector"]
+Kind = Literal["tokens", "frames", "grid", "map", "vector"]
 StorageType = Literal["float16", "bfloat16", "float32"]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -28,6 +28,9 @@ TORCH_TYPES: dict[str, torch.dtype] = {
 ZARR_TYPES: dict[str, str] = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}
 """Zarr data type of each storage type; bfloat16 is stored as its bits."""
 
+RAGGED: tuple[Kind, ...] = ("tokens", "frames")
+"""Kinds that have a length of their own in each sample."""
+
 MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -39,9 +42,11 @@ class TapSpec:
 
     Args:
         name: letters, digits, `_`, `-` and `.`, at most 200 characters; not a way out of a folder.
-        kind: "tokens" (ragged), "grid" (fixed tokens), "map" (channels and cells) or "vector".
-        shape: of one token, (D,), for kind "tokens"; of one sample otherwise.
-        axis: which ragged axis a "tokens" tap lies on.
+        kind: "tokens" and "frames" (ragged), "grid" (fixed tokens), "map" (channels and cells) or
+            "vector".
+        shape: of one token, (D,), or of one frame, such as (P, D) or (C, H, W); of one sample for
+            the kinds that are not ragged.
+        axis: which ragged axis the tap lies on; "frames" or "tokens" if not given.
         stride: input pixels (or positions) per cell of the tap, for information.
 
     Raises:
@@ -51,7 +56,7 @@ class TapSpec:
     name: str
     kind: Kind
     shape: tuple[int, ...]
-    axis: str = "tokens"
+    axis: str = ""
     stride: int = 1
 
     def __post_init__(self) -> None:
@@ -66,16 +71,15 @@ class TapSpec:
                 f"single '.', not starting with '.' or '-', at most {MAX_NAME} characters"
             )
         kinds = get_args(Kind)
+        fixed = tuple(kind for kind in kinds if kind not in RAGGED)
         if self.kind not in kinds:
             raise InvalidTap(f"tap {self.name}: kind {self.kind!r} is not one of {kinds}")
-        if (
-            not isinstance(self.axis, str)
-            or not _AXIS.fullmatch(self.axis)
-            or self.axis in kinds[1:]
-        ):
+        if self.axis == "":
+            object.__setattr__(self, "axis", "frames" if self.kind == "frames" else "tokens")
+        if not isinstance(self.axis, str) or not _AXIS.fullmatch(self.axis) or self.axis in fixed:
             raise InvalidTap(
                 f"tap {self.name}: axis {self.axis!r} is refused; use an identifier that is none "
-                f"of {kinds[1:]}"
+                f"of {fixed}"
             )
         sizes = (*self.shape, self.stride)
         if not self.shape or any(
@@ -93,7 +97,7 @@ class TapSpec:
     @property
     def ragged(self) -> bool:
         """Whether the tap has a length of its own in each sample."""
-        return self.kind == "tokens"
+        return self.kind in RAGGED
 
     def to_json(self) -> dict[str, Any]:
         """Return the tap as a JSON mapping."""
@@ -115,13 +119,18 @@ class Stack:
 
     @property
     def ragged(self) -> bool:
-        """Whether a row of the stack is a token (else it is a sample)."""
+        """Whether a row of the stack is a token or a frame (else it is a sample)."""
         return self.taps[0].ragged
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row: (D,) for tokens, the sample's shape otherwise."""
+        """Shape of one row: of a token, a frame, or a sample."""
         return self.taps[0].shape
+
+    @property
+    def row_name(self) -> str:
+        """What a row of the stack is: "token", "frame" or "sample"."""
+        return self.taps[0].kind.removesuffix("s") if self.ragged else "sample"
 
     @property
     def axis(self) -> str:
@@ -143,14 +152,20 @@ def group_taps(taps: Sequence[TapSpec]) -> tuple[Stack, ...]:
     """Group `taps` into stacks, named like `tokens-768`, in order of first appearance.
 
     Raises:
-        InvalidTap: no tap, or two of the same name.
+        InvalidTap: no tap, two of the same name, or tokens and frames on one axis.
     """
     names = [tap.name for tap in taps]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled or not names:
         raise InvalidTap(f"taps must be at least one, with different names; doubled: {doubled}")
     groups: dict[str, list[TapSpec]] = {}
+    kinds: dict[str, Kind] = {}
     for tap in taps:
+        if tap.ragged and kinds.setdefault(tap.axis, tap.kind) != tap.kind:
+            raise InvalidTap(
+                f"tap {tap.name} puts {tap.kind} on the axis {tap.axis!r}, which holds "
+                f"{kinds[tap.axis]}; give it an axis of its own"
+            )
         prefix = tap.axis if tap.ragged else tap.kind
         groups.setdefault(f"{prefix}-{'x'.join(map(str, tap.shape))}", []).append(tap)
     return tuple(Stack(name=name, taps=tuple(group)) for name, group in groups.items())

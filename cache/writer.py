@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from .blocks import BLOCK_TOKENS
 from .errors import CacheError, CacheIncomplete, FingerprintMismatch, ShardMisaligned
 from .files import (
     PARTIAL,
@@ -67,8 +68,8 @@ class CacheWriter:
         dtype: StorageType,
         fingerprint: Fingerprint,
         seed: int = 0,
-        block_tokens: int | Mapping[str, int] = 640,
-        blocks_per_shard: int = 16,
+        block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
+        blocks_per_shard: int | None = None,
         origin: Mapping[str, Any] | None = None,
         overlap: bool = False,
         check: bool = False,
@@ -78,15 +79,17 @@ class CacheWriter:
         Args:
             path: folder; created if absent, must be empty or hold this very cache.
             taps: what is stored.
-            lengths: tokens of each sample on each ragged axis, int64 [n_samples]; None without.
+            lengths: tokens or frames of each sample on each ragged axis, int64 [n_samples]; None
+                without.
             keys: content keys, uint8 [n_samples, 16], by which a sample is found again.
             row_to_sample: samples of the rows, int64 [n_rows] or [n_rows, n_views].
             row_ids: name of each row, any Unicode text.
             dtype: storage type of all activations.
             fingerprint: what is computed; compared on resume and on reading.
             seed: of the permutation before packing.
-            block_tokens: tokens of a block, of each axis if they differ.
-            blocks_per_shard: blocks of a file; grows to hold the longest sample.
+            block_tokens: tokens of a block, or rows of single axes; frames follow from their bytes.
+            blocks_per_shard: blocks of a file; None for 16 of tokens, or those of 256 MiB at most.
+                Grows to hold the longest sample.
             origin: JSON values worth keeping that identify nothing: names, places, versions. A
                 resumed cache keeps its first ones.
             overlap: write a finished shard in a thread while the next one is computed.
