@@ -8,17 +8,19 @@ from .classifier import Prediction, SideClassifier
 from .config import ConvSideNetworkConfig, EncoderDecoderConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork
 from .encoder_decoder import EncoderDecoderOutput, EncoderDecoderSideNetwork
-from .loss import hinge_loss
+from .loss import contrastive_loss, hinge_loss
 from .network import SideNetwork, SideOutput
 from .packed import lengths_to_offsets, pack, segment_mean, unpack
 from .pooling import GeneralizedPooling, TokenPooling
 from .presets import preset, preset_names
 from .recorder import TapRecorder
 from .reference import import_reference, reference_views
+from .towers import Embedding, SideTower, TwoTowers
 
 __all__ = [
     "ConvSideNetwork",
     "ConvSideNetworkConfig",
+    "Embedding",
     "EncoderDecoderConfig",
     "EncoderDecoderOutput",
     "EncoderDecoderSideNetwork",
@@ -28,8 +30,11 @@ __all__ = [
     "SideNetwork",
     "SideNetworkConfig",
     "SideOutput",
+    "SideTower",
     "TapRecorder",
     "TokenPooling",
+    "TwoTowers",
+    "contrastive_loss",
     "hinge_loss",
     "import_reference",
     "lengths_to_offsets",

@@ -2,7 +2,7 @@
 
 Legend: B samples, L tokens (padded), T valid tokens (packed), E features.
 Price: a few passes over the features; GPO adds a sort of each feature column and a GRU over L
-positions of width 32.
+positions of width 32, run once for each length in the batch.
 """
 
 from __future__ import annotations
@@ -109,6 +109,19 @@ class GeneralizedPooling(nn.Module):
         self.position_width, self.temperature = position_width, temperature
         self.gru = nn.GRU(position_width, hidden_width, batch_first=True, bidirectional=True)
         self.linear = nn.Linear(hidden_width, 1, bias=False)
+        self.table: Tensor | None
+        self.register_buffer("table", None, persistent=False)
+
+    def freeze(self, longest: int) -> None:
+        """Keep the weights of every length up to `longest` in a table, ``[longest, longest + 1]``.
+
+        Afterwards the GRU is not run any more and no gradient reaches it; `torch.export` traces
+        the pooling with dynamic batch and length.
+        """
+        self.table = None
+        with torch.no_grad():
+            lengths = torch.arange(1, longest + 1, device=self.linear.weight.device)
+            self.table = self.weights(lengths, longest + 1)  # wider: no length is "all columns"
 
     def forward(
         self, features: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
@@ -116,30 +129,43 @@ class GeneralizedPooling(nn.Module):
         """Pool ``[B, L, E]`` with mask ``[B, L]``, or ``[T, E]`` with offsets, to ``[B, E]``."""
         if offsets is not None:
             features, mask = unpack(features, offsets)
-        if mask is None:
-            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        if mask is None:  # one length, so one row of weights
+            weights = self.row(features.shape[1])  # [1, L]
+            ranked = features.sort(1, descending=True).values  # [B, L, E]
+            return torch.einsum("l,ble->be", weights[0], ranked)
         ranked = features.masked_fill(~mask.bool()[..., None], -torch.inf)
         ranked = ranked.sort(1, descending=True).values  # [B, L, E], valid ones first
         weights = self.weights(mask.sum(1), features.shape[1])  # [B, L]
         ranked = torch.where(weights[..., None] > 0, ranked, 0.0)
         return (weights[:, None] @ ranked)[:, 0]
 
+    def row(self, length: int) -> Tensor:
+        """Weight of each rank of a sample of `length` tokens, ``[1, length]``."""
+        if self.table is not None:
+            return self.table[length - 1 : length, :length]
+        positions = sinusoids(length, self.position_width).to(self.linear.weight)
+        states = self.gru(positions[None])[0].view(1, length, 2, -1).mean(2)  # [1, L, hidden]
+        return torch.softmax(self.linear(states)[..., 0] / self.temperature, 1)
+
     def weights(self, lengths: Tensor, length: int) -> Tensor:
         """Weight of each rank, ``[B, length]``, zero beyond each sample's own length."""
+        if self.table is not None:
+            return self.table[lengths - 1, :length]
         positions = sinusoids(length, self.position_width).to(self.linear.weight)
+        present, which = torch.unique(lengths, return_inverse=True)  # [U], [B]: equal lengths once
         sequence = nn.utils.rnn.pack_padded_sequence(
-            positions.expand(len(lengths), -1, -1),
-            lengths.cpu(),
+            positions.expand(len(present), -1, -1),
+            present.cpu(),
             batch_first=True,
             enforce_sorted=False,
         )
         states, _ = nn.utils.rnn.pad_packed_sequence(
             self.gru(sequence)[0], batch_first=True, total_length=length
         )
-        both = states.view(len(lengths), length, 2, -1).mean(2)  # [B, L, hidden]
+        both = states.view(len(present), length, 2, -1).mean(2)  # [U, L, hidden]
         scores = self.linear(both)[..., 0] / self.temperature
-        valid = torch.arange(length, device=lengths.device) < lengths[:, None]
-        return torch.softmax(scores.masked_fill(~valid, -torch.inf), 1)
+        valid = torch.arange(length, device=lengths.device) < present[:, None]
+        return torch.softmax(scores.masked_fill(~valid, -torch.inf), 1)[which]
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -1,0 +1,275 @@
+"""SideTower and TwoTowers: side networks that put texts, images and clips into one space.
+
+Legend: B samples (texts, images or clips), L tokens (padded), T valid tokens (packed), P tokens of
+a grid, F frames of all clips, N targets, E embedding width. The last state recorded is the anchor,
+as in `SideClassifier`.
+Price: the side network's GEMMs; pooling and the norms are below a tenth of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import ConvSideNetworkConfig, SideNetworkConfig
+from .convnet import ConvSideNetwork
+from .layers import check_choice
+from .network import SideNetwork, SideOutput
+from .packed import offsets_to_lengths
+from .pooling import GeneralizedPooling, TokenPooling
+
+__all__ = ["Embedding", "FramePooling", "Position", "SideTower", "TowerPooling", "TwoTowers"]
+
+TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attention", "none"]
+FramePooling = Literal["none", "mean"]
+Position = Literal["first", "last"]
+TowerSide = SideNetworkConfig | ConvSideNetworkConfig
+
+
+class Embedding(NamedTuple):
+    """What a `SideTower` returns."""
+
+    vector: Tensor
+    """``[B, E]``, of length 1 if the tower normalises."""
+    confidence: Tensor
+    """How much each target layer counts for each sample, ``[B, N]``; of a clip, the mean over its
+    frames."""
+
+
+class SideTower(nn.Module):
+    """One side of a retrieval system: side network, pooling, [head], [mean over frames], l2 norm.
+
+    VSE-infinity (arXiv 2011.04305) pools with GPO; CLIP4Clip (arXiv 2104.08860) has a vector
+    anchor and no pooling, normalises every frame, and averages the frames of a clip.
+
+    Args:
+        side: options of the side network; a `ConvSideNetworkConfig` for feature maps.
+        pooling: over the tokens, cells or patches of one sample, see `TokenPooling`; "gpo" is
+            `GeneralizedPooling`; "none" is for a vector anchor, which leaves nothing to pool.
+        frames: "mean" = every row of the states is a frame, and a clip is the mean of its frames.
+        normalize: l2-normalise the embedding (and every frame before the mean).
+        position: which token has the residual of a vector anchor: "first" (CLS) or "last" (EOS).
+        head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
+            embedding; 0 for none.
+        dropout: probability on the pooled vector.
+
+    Raises:
+        ValueError: if an option is unknown or options contradict each other.
+    """
+
+    side: SideNetwork | ConvSideNetwork
+    pooling: GeneralizedPooling | TokenPooling | None
+
+    def __init__(
+        self,
+        *,
+        side: TowerSide,
+        pooling: TowerPooling = "gpo",
+        frames: FramePooling = "none",
+        normalize: bool = True,
+        position: Position = "first",
+        head_width: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_choice("pooling", pooling, TowerPooling)
+        check_choice("frames", frames, FramePooling)
+        check_choice("position", position, Position)
+        vector = isinstance(side, SideNetworkConfig) and side.anchor == "vector"
+        if vector != (pooling == "none"):
+            raise ValueError(
+                f"pooling={pooling!r} does not fit: a vector anchor leaves nothing to pool "
+                "(pooling='none'), tokens and maps need a pooling"
+            )
+        self.config: dict[str, Any] = {
+            "side": side.to_dict(),
+            "pooling": pooling,
+            "frames": frames,
+            "normalize": normalize,
+            "position": position,
+            "head_width": head_width,
+            "dropout": dropout,
+        }
+        self.frames, self.normalize, self.position = frames, normalize, position
+        self.side = side.build()
+        width = self.side.out_width
+        if pooling == "gpo":
+            self.pooling = GeneralizedPooling()
+        elif pooling == "none":
+            self.pooling = None
+        else:
+            self.pooling = TokenPooling(width, kind=pooling)
+            width = self.pooling.out_width
+        self.dropout = nn.Dropout(dropout)
+        self.head = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, head_width))
+            if head_width
+            else nn.Identity()
+        )
+        self.out_width = head_width or width
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a `config` dict, with freshly initialised parameters."""
+        options = dict(config)
+        side = options.pop("side")
+        maps = side.get("kind") == ConvSideNetworkConfig.kind
+        kind: type[TowerSide] = ConvSideNetworkConfig if maps else SideNetworkConfig
+        return cls(side=kind.from_dict(side), **options)
+
+    def forward(
+        self,
+        anchor: Tensor,
+        targets: Tensor | Sequence[Tensor],
+        *,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> Embedding:
+        """Embed texts, images or clips.
+
+        Args:
+            anchor: ``[B, L, D]`` padded tokens or a grid, ``[T, D]`` packed tokens, ``[B, D]`` for
+                a vector anchor, ``[B, C, H, W]`` for maps. For clips B is F, the frames of all.
+            targets: N states like the anchor (beside a vector anchor: tokens or a grid), one
+                tensor ``[N, ...]`` or a sequence. If all are vectors ``[B, D]``, each is a sample
+                of one token.
+            mask: ``[B, L]``, true at valid tokens (padded only; None if all are).
+            offsets: ``LongTensor [B + 1]`` (packed only).
+            frames: ``LongTensor [B + 1]``, bounds of each clip's frames, for a tower with
+                ``frames="mean"``; or ``[B, F]`` (bool), true where a frame is the clip's (trace
+                this one: it has no size that depends on another); None if every frame is a clip.
+
+        Raises:
+            ValueError: if shapes do not fit the options or each other.
+        """
+        if frames is not None and self.frames == "none":
+            raise ValueError("frames were given to a tower of frames='none'; build it with 'mean'")
+        features, confidence = self.features(anchor, targets, mask=mask, offsets=offsets)
+        if self.pooling is not None:
+            features = self.pooling(features, mask=mask, offsets=offsets)
+        vector = self._normalize(self.head(self.dropout(features)))
+        if frames is not None:
+            shares = frame_shares(frames, vector.shape[0]).to(vector.dtype)
+            vector, confidence = self._normalize(shares @ vector), shares @ confidence
+        return Embedding(vector, confidence)
+
+    def features(
+        self,
+        anchor: Tensor,
+        targets: Tensor | Sequence[Tensor],
+        *,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> SideOutput:
+        """Return the side network's output, before pooling; arguments as in `forward`."""
+        side = self.side
+        if isinstance(side, ConvSideNetwork):
+            return cast(SideOutput, side(anchor, tuple(targets)))
+        if offsets is None and targets[0].dim() == 2:  # vectors, each a sample of one token
+            targets = [target[:, None] for target in targets]
+            anchor = anchor if side.anchor_kind == "vector" else anchor[:, None]
+        place = None
+        if side.residual == "position" and self.position == "last":
+            place = last_position(targets[0], mask, offsets)
+        return cast(SideOutput, side(anchor, targets, mask=mask, offsets=offsets, position=place))
+
+    def freeze(self, longest: int) -> None:
+        """Prepare to be traced: see `GeneralizedPooling.freeze`; other poolings need nothing."""
+        if isinstance(self.pooling, GeneralizedPooling):
+            self.pooling.freeze(longest)
+
+    def _normalize(self, vector: Tensor) -> Tensor:
+        return F.normalize(vector, dim=-1) if self.normalize else vector
+
+
+class TwoTowers(nn.Module):
+    """A text tower and a media tower (images or clips) with one embedding space.
+
+    Args:
+        text: tower of the texts.
+        media: tower of the images or clips; of the same embedding width.
+        logit_scale: factor of the cosines in a contrastive loss, the inverse of its temperature.
+        learn_scale: train the factor (its logarithm, kept at 100 or less) instead of keeping it.
+
+    Raises:
+        ValueError: if the widths differ or the factor is not positive.
+    """
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        text: SideTower,
+        media: SideTower,
+        logit_scale: float = 100.0,
+        learn_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        if text.out_width != media.out_width:
+            raise ValueError(
+                f"the text tower's embeddings have {text.out_width} features, the media tower's "
+                f"{media.out_width}; choose equal out_width (meanmax pooling doubles it) or a head"
+            )
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale={logit_scale} must be positive")
+        self.config: dict[str, Any] = {
+            "text": text.config,
+            "media": media.config,
+            "logit_scale": logit_scale,
+            "learn_scale": learn_scale,
+        }
+        self.text, self.media = text, media
+        scale = torch.tensor(math.log(logit_scale))
+        if learn_scale:
+            self.log_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("log_scale", scale)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a `config` dict, with freshly initialised parameters."""
+        options = dict(config)
+        text, media = (SideTower.from_config(options.pop(name)) for name in ("text", "media"))
+        return cls(text=text, media=media, **options)
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines in a contrastive loss, a scalar of at most 100 if trained."""
+        learnt = isinstance(self.log_scale, nn.Parameter)
+        return (self.log_scale.clamp(max=math.log(100.0)) if learnt else self.log_scale).exp()
+
+    @staticmethod
+    def similarity(text: Tensor, media: Tensor) -> Tensor:
+        """Return the products of all pairs, ``[m, E]`` and ``[n, E]`` to ``[m, n]``.
+
+        They are cosines if the towers normalise.
+        """
+        return text @ media.T
+
+
+def last_position(states: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:
+    """Return the place of each sample's last valid token within the sample, ``[B]``.
+
+    Valid tokens must come first in a padded row.
+    """
+    if offsets is not None:
+        return offsets_to_lengths(offsets) - 1
+    if mask is not None:
+        return mask.to(torch.long).sum(1) - 1
+    return torch.full_like(states[:, 0, 0], states.shape[1] - 1, dtype=torch.long)
+
+
+def frame_shares(frames: Tensor, count: int) -> Tensor:
+    """Return what each of `count` frames contributes to each clip's mean, ``[B, F]``."""
+    if frames.dim() == 2:
+        return frames / frames.sum(1, keepdim=True)
+    steps = torch.arange(count, device=frames.device)
+    inside = (steps >= frames[:-1, None]) & (steps < frames[1:, None])  # [B, F]
+    return inside / inside.sum(1, keepdim=True)
