@@ -179,5 +179,6 @@ def identity(config: TrainConfig, setup: Setup) -> str:
             "cache": setup.cache.fingerprint.digest,
             "taps": setup.tap_names,
             "examples": digest.hexdigest(),
-        }
+        },
+        sort_keys=True,
     )

@@ -10,34 +10,11 @@ from pipeline.data import DataConfig
 from pipeline.training.schedule import Schedule
 
 
-class TrainConfig(Config):
-    """How one side network is trained from a cache."""
+class LoopConfig(Config):
+    """The training loop: optimizer, schedule, stopping; the same for every task."""
 
-    data: DataConfig
-    """The examples and their targets."""
-    cache: Path
-    """Folder of the cache that holds the inputs' activations."""
     out: Path
     """Run folder to write; an interrupted training in it is resumed."""
-    taps: tuple[str, ...] | None = None
-    """Glob patterns of the taps to train on, the last tap being the anchor; all by default."""
-
-    preset: str = "text"
-    """Variant of the side network: text, vse_text or clip_vil."""
-    reduction: float = Field(default=2.0, gt=0)
-    """Backbone width divided by side width, where side_width is not given."""
-    side_width: int | None = Field(default=None, ge=1)
-    """Width d of the side network, in features; by default from reduction."""
-    out_width: int | None = Field(default=None, ge=1)
-    """Width of the side network's output, in features; by default the backbone's."""
-    input_norm: Literal["none", "layer", "standard"] | None = None
-    """Scaling of the states: none, per token, or by the training rows' statistics; by default the
-    preset's."""
-    pooling: Literal["mean", "first", "last", "max", "meanmax", "attention"] = "meanmax"
-    """How token features become one vector."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Dropout before the output layer, as a probability."""
-
     epochs: int = Field(default=6, ge=1)
     """Passes over the training examples, at most; the best one by dev is kept."""
     batch_size: int = Field(default=32, ge=1)
@@ -60,15 +37,6 @@ class TrainConfig(Config):
     """Type of the arithmetic; bfloat16 uses autocast, weights stay float32."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the averaged weights per step, which are then the ones kept; 0 keeps none."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a class target that is spread over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """Weight of each class in the loss; balanced is inverse to its count."""
-    noise: float = Field(default=0.0, ge=0)
-    """Gaussian noise on the cached states, in standard deviations of each feature."""
-    token_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of each token to be dropped in a training step."""
-
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better dev metric before training stops; by default it does not."""
     seed: int = Field(default=0, ge=0)
@@ -81,6 +49,40 @@ class TrainConfig(Config):
     """Optimizer steps between checkpoints within an epoch; 0 saves only after each epoch."""
     tensorboard: bool = False
     """Write TensorBoard curves into the run folder (needs the extra tensorboard)."""
+
+
+class TrainConfig(LoopConfig):
+    """How one side network is trained from a cache."""
+
+    data: DataConfig
+    """The examples and their targets."""
+    cache: Path
+    """Folder of the cache that holds the inputs' activations."""
+    taps: tuple[str, ...] | None = None
+    """Glob patterns of the taps to train on, the last tap being the anchor; all by default."""
+    preset: str = "text"
+    """Variant of the side network: text, vse_text or clip_vil."""
+    reduction: float = Field(default=2.0, gt=0)
+    """Backbone width divided by side width, where side_width is not given."""
+    side_width: int | None = Field(default=None, ge=1)
+    """Width d of the side network, in features; by default from reduction."""
+    out_width: int | None = Field(default=None, ge=1)
+    """Width of the side network's output, in features; by default the backbone's."""
+    input_norm: Literal["none", "layer", "standard"] | None = None
+    """Scaling of the states: none, per token, or by the training rows' statistics; by default the
+    preset's."""
+    pooling: Literal["mean", "first", "last", "max", "meanmax", "attention"] = "meanmax"
+    """How token features become one vector."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Dropout before the output layer, as a probability."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a class target that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of each class in the loss; balanced is inverse to its count."""
+    noise: float = Field(default=0.0, ge=0)
+    """Gaussian noise on the cached states, in standard deviations of each feature."""
+    token_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of each token to be dropped in a training step."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
