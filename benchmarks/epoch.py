@@ -22,7 +22,7 @@ from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.sentences import movie_sentences, random_bert
 from cache import Cache, Loader
 from pipeline.backbones import TextBackbone, load_backbone
-from pipeline.backbones.encoding import Encoded
+from pipeline.backbones.encoding import EncodedTexts
 from pipeline.extract import extract_inputs
 from unipt import SideClassifier, SideNetworkConfig, TapRecorder
 
@@ -47,7 +47,7 @@ def step(net: SideClassifier, optimizer: torch.optim.Optimizer, logits: Tensor, 
 
 def official_epoch(
     backbone: TextBackbone,
-    encoded: Encoded,
+    encoded: EncodedTexts,
     batches: Iterable[np.ndarray],
     net: SideClassifier,
     labels: Tensor,
@@ -56,7 +56,7 @@ def official_epoch(
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     losses = []
     for samples in batches:
-        batch = backbone.batch(encoded.select(samples))
+        batch = backbone.prepare(encoded.select(samples))
         with torch.no_grad(), TapRecorder(backbone.model, backbone.tap_modules) as recorder:
             backbone.model(**batch)
             states = torch.stack([recorder.states[tap] for tap in backbone.tap_modules])

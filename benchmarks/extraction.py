@@ -37,7 +37,7 @@ def throughput(model: Path, samples: int, repeats: int, device: str) -> dict[str
 
         def bare() -> None:
             for _, batch in shard_batches(backbone, layout, table, None):
-                backbone.run(backbone.batch(table.encoded.select(batch)))
+                backbone.run(backbone.prepare(table.encoded.select(batch)))
 
         def extraction() -> None:
             extract_inputs(backbone, rows, Path(folder) / f"cache-{next(numbers)}")

@@ -12,7 +12,8 @@ from pipeline.backbones import (
     opt,
     roberta,
 )
-from pipeline.backbones.encoding import Encoded, length_batches
+from pipeline.backbones.base import Backbone, Encoded, Modality
+from pipeline.backbones.encoding import EncodedTexts, length_batches
 from pipeline.backbones.family import (
     FAMILIES,
     BackboneError,
@@ -27,9 +28,12 @@ from pipeline.backbones.text import TextBackbone
 
 __all__ = [
     "FAMILIES",
+    "Backbone",
     "BackboneError",
     "Encoded",
+    "EncodedTexts",
     "Family",
+    "Modality",
     "NotFrozen",
     "Registry",
     "TextBackbone",

@@ -20,7 +20,7 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedTexts:
     """Tokenised inputs, packed.
 
     Attributes:
@@ -48,7 +48,7 @@ class Encoded:
         """The token ids of each input, as views."""
         return [self.tokens[a:b] for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
 
-    def select(self, samples: NDArray[np.int64] | Sequence[int]) -> "Encoded":
+    def select(self, samples: NDArray[np.int64] | Sequence[int]) -> "EncodedTexts":
         """Return the inputs numbered `samples`, in that order."""
         samples = np.asarray(samples, dtype=np.int64)
         lengths = self.lengths[samples]
@@ -56,12 +56,12 @@ class Encoded:
         within = np.arange(len(starts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         index = starts + within  # [tokens of the selection]
         types = None if self.types is None else self.types[index]
-        return Encoded(self.tokens[index], types, lengths, self.truncated[samples])
+        return EncodedTexts(self.tokens[index], types, lengths, self.truncated[samples])
 
 
 def encode(
     tokenizer: Any, inputs: Iterable[TextInput], *, max_length: int, token_types: bool
-) -> Encoded:
+) -> EncodedTexts:
     """Tokenise `inputs` with the special tokens of `tokenizer`, cut to `max_length` tokens.
 
     A pair is joined by the tokenizer; where it is too long, its longer half is cut first. What was
@@ -80,7 +80,7 @@ def encode(
             types.extend(row_types)
             lengths.append(len(row_tokens))
             truncated.append(cut)
-    return Encoded(
+    return EncodedTexts(
         np.frombuffer(tokens, dtype=np.int32),
         np.frombuffer(types, dtype=np.int8) if token_types else None,
         np.frombuffer(lengths, dtype=np.int64),

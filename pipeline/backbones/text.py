@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from pipeline.backbones.encoding import Encoded, encode, length_batches
+from cache.spec import Kind
+from pipeline.backbones.base import Modality
+from pipeline.backbones.corruption import Corruption
+from pipeline.backbones.encoding import EncodedTexts, encode, length_batches
 from pipeline.backbones.family import FAMILIES, BackboneError, Family, select_taps
 from pipeline.backbones.fingerprint import tokenizer_digest, weights_digest
 from pipeline.backbones.generic import check_padding, discover_taps
@@ -46,7 +49,8 @@ class TextBackbone:
         revision: branch, tag or commit of a hub id, to find the model again.
 
     Attributes:
-        taps: the selected taps, in the order of computation.
+        taps: the selected taps, in the order of computation; what a module emits once a text
+            ([B, D], a projected state) is a vector, what it emits for each token is not.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
 
@@ -54,6 +58,9 @@ class TextBackbone:
         BackboneError: the model cannot be tapped, a pattern matches no tap, or `max_length` is
             beyond the model's positions.
     """
+
+    modality: Modality = "text"
+    axis: str | None = "tokens"
 
     def __init__(
         self,
@@ -79,8 +86,7 @@ class TextBackbone:
         self.all_taps = tuple(known)
         self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}
         self.taps = tuple(
-            TapSpec(name=tap, kind="tokens", shape=(seen.emitted[path].shape[-1],))
-            for tap, path in self.tap_modules.items()
+            _tap_spec(tap, seen.emitted[path]) for tap, path in self.tap_modules.items()
         )
         self.max_length = _max_length(max_length, self.config, tokenizer, family, name)
         self._extra = no_kv_cache(model)
@@ -106,29 +112,46 @@ class TextBackbone:
         return next((i for i in ids if i is not None and 0 <= i < rows), 0)
 
     def batches(
-        self, samples: NDArray[np.int64], lengths: NDArray[np.int64], batch_tokens: int | None
+        self, samples: NDArray[np.int64], lengths: NDArray[np.int64], batch_bound: int | None
     ) -> Iterator[NDArray[np.int64]]:
         """Yield `samples` in the batches of the forward passes; see `length_batches`.
 
         Args:
             samples: sample numbers, int64 [m].
             lengths: tokens of every sample, int64 [n].
-            batch_tokens: bound of a pass, in tokens with padding; None takes what was fastest:
+            batch_bound: bound of a pass, in tokens with padding; None takes what was fastest:
                 small on a CPU, where padding costs most, large on a GPU.
         """
         on_cpu = self.device.type == "cpu"
-        bound = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
+        bound = batch_bound or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
         pass_tokens = CPU_PASS_TOKENS if on_cpu else GPU_PASS_TOKENS
         return length_batches(samples, lengths, bound, pass_tokens=pass_tokens)
 
-    def encode(self, inputs: Iterable[TextInput]) -> Encoded:
-        """Tokenise `inputs`, at most `max_length` tokens each; cuts are flagged."""
-        return encode(
-            self.tokenizer, inputs, max_length=self.max_length, token_types=self.token_types
-        )
+    def encode(
+        self, inputs: Iterable[TextInput], views: Sequence[int] | None = None
+    ) -> EncodedTexts:
+        """Tokenise `inputs`, at most `max_length` tokens each; cuts are flagged.
 
-    def batch(self, encoded: Encoded) -> dict[str, Tensor]:
-        """Return the padded model arguments of `encoded` on the model's device, [B, L] each."""
+        A view above 0 is the text with a fifth of its tokens corrupted; see `Corruption`.
+
+        Raises:
+            BackboneError: such a view, and a tokenizer without a mask token.
+        """
+        listed = inputs if views is None else list(inputs)
+        encoded = encode(
+            self.tokenizer, listed, max_length=self.max_length, token_types=self.token_types
+        )
+        if views is None or not any(views):
+            return encoded
+        return self._corruption.apply(encoded, list(listed), views)
+
+    @cached_property
+    def _corruption(self) -> Corruption:
+        rows = self.model.get_input_embeddings().num_embeddings
+        return Corruption.of(self.tokenizer, rows, self.name)
+
+    def prepare(self, encoded: EncodedTexts) -> dict[str, Tensor]:
+        """Return the padded model arguments of `encoded`, int64 [B, L] each, on the CPU."""
         longest = int(encoded.lengths.max(initial=1))
         valid = np.arange(longest) < encoded.lengths[:, None]  # [B, L]
         ids = np.full(valid.shape, self.pad_id, dtype=np.int64)
@@ -137,30 +160,46 @@ class TextBackbone:
         if encoded.types is not None:
             arrays["token_type_ids"] = np.zeros_like(ids)
             arrays["token_type_ids"][valid] = encoded.types
-        return {key: torch.from_numpy(value).to(self.device) for key, value in arrays.items()}
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
     @torch.inference_mode()
-    def run(self, batch: Mapping[str, Tensor]) -> Any:
-        """Run the bare model on a `batch`: what recording is measured against."""
+    def run(self, prepared: Mapping[str, Tensor]) -> Any:
+        """Run the bare model on `prepared`: what recording is measured against."""
+        batch = {key: value.to(self.device) for key, value in prepared.items()}
         half = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=half):
             return self.model(**batch, **self._extra)
 
     @torch.inference_mode()
-    def forward(self, encoded: Encoded, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Return tap name -> states of the valid tokens, [T, D], inputs one after the other.
+    def forward(
+        self,
+        encoded: EncodedTexts,
+        dtype: torch.dtype | None = None,
+        *,
+        prepared: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return tap name -> states, inputs one after the other.
+
+        The states of the valid tokens, [T, D], or one a text, [B, D], for a vector tap.
 
         Args:
             encoded: the inputs of one batch.
             dtype: type of the result; None keeps the type each module emits. A narrow type here
                 halves what is copied afterwards.
+            prepared: what `prepare(encoded)` returned, if that is done.
         """
-        batch = self.batch(encoded)
+        batch = self.prepare(encoded) if prepared is None else prepared
         with TapRecorder(self.model, self.tap_modules) as recorder:
             self.run(batch)
         padded = batch["input_ids"].numel() != len(encoded.tokens)
         index = batch["attention_mask"].flatten().nonzero().squeeze(1) if padded else None
-        return {tap: _packed(state.to(dtype), index) for tap, state in recorder.states.items()}
+        index = None if index is None else index.to(self.device)
+        return {
+            tap.name: _packed(recorder.states[tap.name].to(dtype), index)
+            if tap.kind == "tokens"
+            else recorder.states[tap.name].to(dtype)
+            for tap in self.taps
+        }
 
     def origin(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
@@ -187,6 +226,11 @@ class TextBackbone:
                 for tap in self.taps
             },
         }
+
+
+def _tap_spec(name: str, emitted: Tensor) -> TapSpec:
+    kind: Kind = "vector" if emitted.dim() == 2 else "tokens"  # [1, D] or [1, L, D]
+    return TapSpec(name=name, kind=kind, shape=(emitted.shape[-1],))
 
 
 def _packed(states: Tensor, index: Tensor | None) -> Tensor:
