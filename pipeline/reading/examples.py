@@ -5,17 +5,15 @@ Unusable rows are errors that name the file and the lines, unless `bad_rows` is 
 
 import logging
 import math
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 from pipeline.inputs import TextInput
 from pipeline.reading.config import DataConfig
+from pipeline.reading.problems import BadRowError, Problems, checked_text, settle
 from pipeline.reading.sources import Source
 from pipeline.reading.tables import DataError
 
 logger = logging.getLogger(__name__)
-
-LINES_SHOWN = 5
 
 
 class Example(NamedTuple):
@@ -29,10 +27,6 @@ class Example(NamedTuple):
 
 class _LeftOutError(Exception):
     """The row is left out on purpose (its value is within `label_margin`)."""
-
-
-class _BadRowError(Exception):
-    """The row is unusable; the message is the reason."""
 
 
 def label_names(source: Source, config: DataConfig) -> tuple[str, ...] | None:
@@ -89,9 +83,8 @@ def read_examples(
     values = _label_values(source, labels, may_hide)
     ids = range(len(texts)) if config.id is None else table.values(config.id)
     examples: list[Example] = []
-    bad: dict[str, list[int]] = defaultdict(list)
-    if table.ragged:
-        bad[f"not {len(table.columns)} fields"] = list(table.ragged)
+    problems = Problems(table.source)
+    problems.add(f"not {len(table.columns)} fields", *table.ragged)
     skipped = 0
     for number, name, text, pair, value in zip(
         table.numbers, ids, texts, pairs, values, strict=True
@@ -100,11 +93,11 @@ def read_examples(
             inputs = _inputs(text, pair, columns.text_pair is not None, config.pair)
             target = None if value is _HIDDEN else _target(value, labels, config)
             examples.append(Example(f"{split}/{name}", inputs, target))
-        except _BadRowError as reason:
-            bad[str(reason)].append(number)
+        except BadRowError as reason:
+            problems.add(str(reason), number)
         except _LeftOutError:
             skipped += 1
-    _report_bad(table.source, bad, config)
+    settle([problems], config.bad_rows)
     if skipped:
         logger.info("%s: %d rows within the label margin left out", table.source, skipped)
     _check_ids(table.source, examples)
@@ -132,28 +125,19 @@ def hides_label(value: Any, labels: tuple[str, ...] | None) -> bool:
 
 
 def _inputs(text: Any, pair: Any, is_pair: bool, mode: str) -> tuple[TextInput, ...]:
-    first = _text(text, "the text")
+    first = checked_text(text, "the text")
     if not is_pair:
         return (TextInput(first),)
-    second = _text(pair, "the second text")
+    second = checked_text(pair, "the second text")
     if mode == "separate":
         return TextInput(first), TextInput(second)
     return (TextInput(first, second),)
 
 
-def _text(value: Any, what: str) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _BadRowError(f"{what} is missing")
-    text = value if isinstance(value, str) else str(value)
-    if not text.strip():
-        raise _BadRowError(f"{what} is empty")
-    return text
-
-
 def _target(value: Any, labels: tuple[str, ...] | None, config: DataConfig) -> int | float:
     name = _plain(value)
     if name is None:
-        raise _BadRowError("the label is missing")
+        raise BadRowError("the label is missing")
     if labels is None:
         return _number(name)
     if config.label_threshold is not None:
@@ -165,16 +149,16 @@ def _target(value: Any, labels: tuple[str, ...] | None, config: DataConfig) -> i
         return labels.index(name)
     if _is_int(name) and 0 <= int(name) < len(labels) and not any(map(_is_int, labels)):
         return int(name)
-    raise _BadRowError(f"unknown label {name!r} (known: {', '.join(labels)})")
+    raise BadRowError(f"unknown label {name!r} (known: {', '.join(labels)})")
 
 
 def _number(name: str) -> float:
     try:
         number = float(name)
     except ValueError:
-        raise _BadRowError(f"the label {name!r} is not a number") from None
+        raise BadRowError(f"the label {name!r} is not a number") from None
     if not math.isfinite(number):
-        raise _BadRowError(f"the label {name!r} is not finite")
+        raise BadRowError(f"the label {name!r} is not finite")
     return number
 
 
@@ -189,24 +173,6 @@ def _plain(value: Any) -> str | None:
 
 def _is_int(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
-
-
-def _report_bad(source: str, bad: dict[str, list[int]], config: DataConfig) -> None:
-    if not bad:
-        return
-    count = sum(map(len, bad.values()))
-    reasons = "; ".join(f"{reason}: line {_lines(lines)}" for reason, lines in bad.items())
-    if config.bad_rows == "error":
-        raise DataError(
-            f"{source}: {count} unusable row(s): {reasons}. Correct them, or set "
-            "`bad_rows: drop` to leave them out"
-        )
-    logger.warning("%s: %d unusable row(s) left out: %s", source, count, reasons)
-
-
-def _lines(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:LINES_SHOWN]))
-    return shown if len(lines) <= LINES_SHOWN else f"{shown} and {len(lines) - LINES_SHOWN} more"
 
 
 def _check_ids(source: str, examples: list[Example]) -> None:

@@ -98,12 +98,12 @@ def split_examples(
     random = np.random.default_rng(seed)
     chosen: list[list[int]] = [[] for _ in shares]
     for name in sorted(classes, key=str):
-        for number, members in enumerate(_deal(classes[name], shares, random)):
+        for number, members in enumerate(deal(classes[name], shares, random)):
             chosen[number] += members
     return [[examples[index] for index in sorted(part)] for part in chosen]
 
 
-def _deal(
+def deal(
     groups: list[list[int]], shares: Sequence[float], random: np.random.Generator
 ) -> list[list[int]]:
     """Deal shuffled groups out so that the parts' sizes come closest to `shares`."""

@@ -85,10 +85,7 @@ def read_table(
         if suffix in (".jsonl", ".json", ".ndjson"):
             return _json_lines(path, encoding_errors)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it, or set "
-            "`encoding_errors: replace` to read bad bytes as the replacement character"
-        ) from error
+        raise undecodable(path, error) from error
     except csv.Error as error:
         raise DataError(f"{path} is not readable as CSV: {error}") from error
     if suffix == ".parquet":
@@ -97,6 +94,21 @@ def read_table(
         f"{path}: unknown kind of file {suffix!r}; known: .tsv .txt .tab .csv .jsonl .json "
         ".ndjson .parquet, or a folder (GLUE's own layout, or `datasets.save_to_disk`)"
     )
+
+
+def undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
+    """Return the error for a file that is not UTF-8."""
+    return DataError(
+        f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it, or set "
+        "`encoding_errors: replace` to read bad bytes as the replacement character"
+    )
+
+
+def from_records(source: str, records: list[dict[str, Any]], numbers: list[int]) -> Table:
+    """Return the table of JSON objects; a column is any name one of them has, absent as None."""
+    columns = tuple(dict.fromkeys(name for record in records for name in record))
+    rows = [tuple(record.get(name) for name in columns) for record in records]
+    return Table(source=source, columns=columns, rows=rows, numbers=numbers)
 
 
 def first_line(path: Path, encoding_errors: EncodingErrors) -> tuple[str, ...]:
@@ -190,9 +202,7 @@ def _json_lines(path: Path, errors: EncodingErrors) -> Table:
                 raise DataError(f"{path} line {number} is not a JSON object; one object a line")
             records.append(record)
             numbers.append(number)
-    columns = tuple(dict.fromkeys(name for record in records for name in record))
-    rows = [tuple(record.get(name) for name in columns) for record in records]
-    return Table(source=str(path), columns=columns, rows=rows, numbers=numbers)
+    return from_records(str(path), records, numbers)
 
 
 def _parquet(path: Path) -> Table:
