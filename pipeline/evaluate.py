@@ -173,7 +173,7 @@ def run_outputs(
     located = locate(dataset, cache, split)
     device = choose_device(config.device)
     outputs = run_model(
-        run.model().to(device),
+        run.classifier().to(device),
         cache,
         located.samples,
         taps=run.taps,

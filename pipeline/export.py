@@ -121,7 +121,7 @@ def exportable(run: Run, cache_path: Path) -> Exportable:
     splits = sorted(dataset.splits, key=lambda name: (name == "train", name == "dev"))
     settings = dict(run.info["config"])
     return Exportable(
-        classifier=run.model(),
+        classifier=run.classifier(),
         taps=run.taps,
         labels=run.labels,
         segments=run.info["model"]["segments"],

@@ -1,10 +1,13 @@
-"""A run folder: one trained side classifier with its config, metrics, curves and predictions.
+"""A run folder: one trained model with its config, metrics, curves and predictions.
 
-    run.json             config, model config, labels, taps, cache fingerprint, metrics, history
+    run.json             kind, config, model config, taps, cache fingerprint(s), metrics, history
     model.safetensors    weights of the best epoch
     metrics.jsonl        one record an epoch
     checkpoint.pt        what an interrupted training resumes from
-    predictions_*.jsonl  one record an example
+    predictions_*.jsonl  one record an example (a caption, for retrieval)
+    items_*.jsonl        one record a picture or clip (retrieval)
+
+The kind is classification, regression (a side classifier) or retrieval (two towers).
 
 run.json is written last: a folder without it holds an unfinished training.
 """
@@ -18,7 +21,7 @@ from safetensors.torch import load_file
 
 from pipeline.data import DataConfig
 from pipeline.errors import PipelineError
-from unipt import SideClassifier
+from unipt import SideClassifier, TwoTowers
 
 INFO = "run.json"
 WEIGHTS = "model.safetensors"
@@ -62,16 +65,50 @@ class Run:
             raise RunError(f"{path / INFO} is not of format {FORMAT}; train the run again")
         return cls(path, info)
 
-    def model(self) -> SideClassifier:
-        """Return the trained classifier, on the CPU, in evaluation mode."""
+    @property
+    def kind(self) -> str:
+        """The family of its task: "classification", "regression" or "retrieval"."""
+        return str(self.info.get("kind") or self.info["task"])
+
+    def model(self) -> SideClassifier | TwoTowers:
+        """Return the trained model, of the class of its kind, on the CPU, in evaluation mode."""
+        return self.towers() if self.kind == "retrieval" else self.classifier()
+
+    def classifier(self) -> SideClassifier:
+        """Return the trained classifier, on the CPU, in evaluation mode.
+
+        Raises:
+            RunError: the run is of another kind.
+        """
+        if self.kind == "retrieval":
+            raise RunError(f"{self.path} is a run of kind {self.kind}, which has no classifier")
         model = SideClassifier.from_config(self.info["model"])
+        model.load_state_dict(load_file(self.path / WEIGHTS))
+        return model.eval()
+
+    def towers(self) -> TwoTowers:
+        """Return the trained towers of a retrieval run, on the CPU, in evaluation mode.
+
+        Raises:
+            RunError: the run is of another kind.
+        """
+        if self.kind != "retrieval":
+            raise RunError(f"{self.path} is a run of kind {self.kind}, which has no towers")
+        model = TwoTowers.from_config(self.info["model"])
         model.load_state_dict(load_file(self.path / WEIGHTS))
         return model.eval()
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Names of the taps the model takes, in order, the anchor last."""
+        """Names of the taps a classifier takes, in order, the anchor last."""
         return tuple(self.info["taps"])
+
+    def tower_taps(self, tower: str) -> tuple[str, ...]:
+        """Names of the taps of the tower "text" or "media" of a retrieval run, the anchor last.
+
+        A tower of one tap has it as anchor and as its only target.
+        """
+        return tuple(self.info["towers"][tower]["taps"])
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -80,10 +117,10 @@ class Run:
 
     @property
     def cache_path(self) -> Path:
-        """Where the cache was when the run was trained."""
+        """Where the cache of a classifier was when the run was trained."""
         return Path(self.info["cache"]["path"])
 
     @property
     def data(self) -> DataConfig:
-        """The data set's configuration."""
+        """The data set's configuration of a run with a classifier."""
         return DataConfig.build(self.info["config"]["data"])

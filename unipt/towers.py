@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ConvSideNetworkConfig, SideNetworkConfig
-from .convnet import ConvSideNetwork
+from .convnet import ConvSideNetwork, to_cells
 from .layers import check_choice
 from .network import SideNetwork, SideOutput
 from .packed import offsets_to_lengths
@@ -135,7 +135,8 @@ class SideTower(nn.Module):
 
         Args:
             anchor: ``[B, L, D]`` padded tokens or a grid, ``[T, D]`` packed tokens, ``[B, D]`` for
-                a vector anchor, ``[B, C, H, W]`` for maps. For clips B is F, the frames of all.
+                a vector anchor, ``[B, C, H, W]`` for maps (a token side network gets them as
+                tokens, see `to_tokens`). For clips B is F, the frames of all.
             targets: N states like the anchor (beside a vector anchor: tokens or a grid), one
                 tensor ``[N, ...]`` or a sequence. If all are vectors ``[B, D]``, each is a sample
                 of one token.
@@ -171,6 +172,8 @@ class SideTower(nn.Module):
         side = self.side
         if isinstance(side, ConvSideNetwork):
             return cast(SideOutput, side(anchor, tuple(targets)))
+        if anchor.dim() == 4:
+            anchor, targets = to_tokens(anchor, targets)
         if offsets is None and targets[0].dim() == 2:  # vectors, each a sample of one token
             targets = [target[:, None] for target in targets]
             anchor = anchor if side.anchor_kind == "vector" else anchor[:, None]
@@ -252,6 +255,22 @@ class TwoTowers(nn.Module):
         They are cosines if the towers normalise.
         """
         return text @ media.T
+
+
+def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Turn maps into tokens: the means over the parts of the anchor's grid, row by row.
+
+    Args:
+        anchor: ``[B, C, H, W]``.
+        targets: N maps ``[B, C_i, H_i, W_i]`` of any size.
+
+    Returns:
+        ``[B, H W, C]`` and N of ``[B, H W, C_i]``.
+    """
+    size = (anchor.shape[2], anchor.shape[3])
+    maps = (anchor, *(F.adaptive_avg_pool2d(target, size) for target in targets))
+    first, *others = (to_cells(each) for each in maps)
+    return first, others
 
 
 def last_position(states: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:

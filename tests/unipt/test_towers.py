@@ -205,6 +205,16 @@ def test_taps_of_own_widths_and_vectors() -> None:
     assert output.confidence.shape == (2, 2)
 
 
+def test_maps_beside_a_token_side_network_are_averaged_over_the_anchor_grid() -> None:
+    side = SideNetworkConfig(widths=[3, 4], anchor_width=6, side_width=4, out_width=5)
+    module = tower(side, pooling="mean")
+    anchor, (first, second) = stages(2)
+    means = first.reshape(2, 3, 2, 4, 2, 2).mean((3, 5))  # [b, C, 2, 2] of [b, C, 8, 4]
+    halves = second.reshape(2, 4, 2, 2, 2, 2).mean((3, 5))
+    tokens = [each.flatten(2).transpose(1, 2) for each in (anchor, means, halves)]
+    close(module(anchor, [first, second]).vector, module(tokens[0], tokens[1:]).vector)
+
+
 def test_a_clip_of_vectors_is_the_mean_of_its_frames_or_a_sequence() -> None:
     states = torch.randn(4, 5, 6)  # [taps, F, D]
     bounds = torch.tensor([0, 2, 5])
