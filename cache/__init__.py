@@ -18,9 +18,12 @@ from .errors import (
     InvalidTap,
     ShardMisaligned,
 )
+from .feed import Part, Source
 from .fingerprint import Fingerprint
+from .joint import JointBatch, JointLoader
 from .layout import CacheLayout, plan_layout
 from .loader import Batch, Loader
+from .memory import Tier, available_memory
 from .reader import Cache
 from .shard import ShardBuffer
 from .spec import Kind, StorageType, TapSpec
@@ -44,14 +47,20 @@ __all__ = [
     "Fingerprint",
     "FingerprintMismatch",
     "InvalidTap",
+    "JointBatch",
+    "JointLoader",
     "Kind",
     "Loader",
+    "Part",
     "ShardBuffer",
     "ShardMisaligned",
+    "Source",
     "StorageType",
     "TapSpec",
+    "Tier",
     "Verify",
     "VerifyReport",
+    "available_memory",
     "info",
     "plan_layout",
     "verify",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -27,6 +27,14 @@ from .store import BlockStore
 from .zarr3 import CRC_BYTES, crc_of, index_checksum
 
 Array = np.ndarray[Any, Any]
+
+
+class TapGroup(NamedTuple):
+    """Taps of one stack, in the order asked for; `numbers` are their positions in the stack."""
+
+    stack: Stack
+    taps: tuple[str, ...]
+    numbers: list[int]
 
 
 class Cache:
@@ -143,25 +151,42 @@ class Cache:
         place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         return np.where(known[place] == wanted, order[place], -1).astype(np.int64)
 
+    def group_taps(self, taps: Sequence[str]) -> list[TapGroup]:
+        """Sort `taps` by the stack they lie in, in order of first appearance.
+
+        Raises:
+            InvalidTap: an unknown tap, or none.
+        """
+        stacks: dict[str, Stack] = {t.name: s for s in self.geometry.stacks for t in s.taps}
+        unknown = [name for name in taps if name not in stacks]
+        if unknown or not taps:
+            raise InvalidTap(f"taps {unknown} are not in {self.path}; it has {list(stacks)}")
+        chosen: dict[str, list[str]] = {}
+        for name in taps:
+            chosen.setdefault(stacks[name].name, []).append(name)
+        groups = []
+        for names in chosen.values():
+            stack = stacks[names[0]]
+            numbers = [stack.tap_names.index(name) for name in names]
+            groups.append(TapGroup(stack, tuple(names), numbers))
+        return groups
+
     def stack_of(self, taps: Sequence[str]) -> tuple[Stack, list[int]]:
         """Return the stack that holds all of `taps`, and their positions in it.
 
         Raises:
             InvalidTap: an unknown tap, or taps of more than one stack.
         """
-        stacks: dict[str, Stack] = {t.name: s for s in self.geometry.stacks for t in s.taps}
-        unknown = [name for name in taps if name not in stacks]
-        if unknown or not taps:
-            raise InvalidTap(f"taps {unknown} are not in {self.path}; it has {list(stacks)}")
-        used = {stacks[name].name: stacks[name] for name in taps}
-        if len(used) > 1:
-            described = "; ".join(f"{s.name}: {', '.join(s.tap_names)}" for s in used.values())
+        groups = self.group_taps(taps)
+        if len(groups) > 1:
+            described = "; ".join(
+                f"{group.stack.name}: {', '.join(group.stack.tap_names)}" for group in groups
+            )
             raise InvalidTap(
                 f"the taps asked for have different shapes and cannot be stacked ({described}); "
                 "choose taps of one group"
             )
-        (stack,) = used.values()
-        return stack, [stack.tap_names.index(name) for name in taps]
+        return groups[0].stack, groups[0].numbers
 
     def places(self, stack: Stack, samples: Ints) -> tuple[Ints, Ints]:
         """Return (block, row in the block) of every row of `samples` in a stack, in order."""
@@ -212,8 +237,8 @@ class Cache:
             taps: names; None for all.
 
         Returns:
-            Tap to values in the storage type: [sum of lengths, D] packed in the order of `samples`
-            for kind "tokens", [b, *shape] otherwise.
+            Tap to values in the storage type: [sum of lengths, *shape] packed in the order of
+            `samples` for the kinds "tokens" and "frames", [b, *shape] otherwise.
 
         Raises:
             CacheDamaged, CacheIncomplete, InvalidTap, IndexError: as they say.
@@ -221,18 +246,11 @@ class Cache:
         samples = self.check_samples(np.asarray(samples).reshape(-1))
         names = [tap.name for tap in self.taps] if taps is None else list(taps)
         result: dict[str, Tensor] = {}
-        for stack in self.geometry.stacks:
-            chosen = [name for name in names if name in stack.tap_names]
-            if chosen:
-                blocks, rows = self.places(stack, samples)
-                # one block at a time: few bytes beside the result
-                values = self.store(chosen, capacity=1).gather(blocks, rows)
-                result |= dict(zip(chosen, values, strict=True))
-        unknown = [name for name in names if name not in result]
-        if unknown:
-            raise InvalidTap(
-                f"taps {unknown} are not in {self.path}; it has {[t.name for t in self.taps]}"
-            )
+        for group in self.group_taps(names):
+            blocks, rows = self.places(group.stack, samples)
+            # one block at a time: few bytes beside the result
+            values = self.store(group.taps, capacity=1).gather(blocks, rows)
+            result |= dict(zip(group.taps, values, strict=True))
         return {name: result[name] for name in names}
 
 

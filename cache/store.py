@@ -17,6 +17,8 @@ from .chunks import ChunkReader
 from .geometry import Geometry
 from .spec import TORCH_TYPES, Ints
 
+_COPY_BYTES = 2**20
+
 
 class BlockStore:
     """Some taps of some blocks of one stack, held in host memory; safe to share between threads.
@@ -77,7 +79,7 @@ class BlockStore:
             inside = by_block[ends[low] : ends[low + len(part)]]
             index = torch.from_numpy(places[which[inside] - low] * self._rows + rows[inside])
             for source, target in zip(self._slab, out, strict=True):
-                target.index_copy_(0, torch.from_numpy(inside), source.index_select(0, index))
+                _copy_rows(source, index, target, torch.from_numpy(inside))
 
     def ensure(self, blocks: Ints) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""
@@ -95,3 +97,11 @@ class BlockStore:
                     raise
                 self._place[block] = place
         return [self._place[block] for block in wanted]
+
+
+def _copy_rows(source: Tensor, index: Tensor, target: Tensor, into: Tensor) -> None:
+    """Do `target[into] = source[index]`, with at most a megabyte, or one row, in between."""
+    step = max(1, _COPY_BYTES // max(1, source.shape[1] * source.element_size()))
+    for low in range(0, len(index), step):
+        part = slice(low, low + step)
+        target.index_copy_(0, into[part], source.index_select(0, index[part]))

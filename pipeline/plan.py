@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from cache.loader import available_memory
+from cache.memory import available_memory
 from cache.spec import TORCH_TYPES
 from pipeline.backbones import TextBackbone, check_frozen
 from pipeline.data import load_dataset

@@ -25,6 +25,12 @@ def loader(cache, samples=None, **extra):
     return Loader(cache, samples, **(settings | extra))
 
 
+def store_of(loader):
+    (feed,) = loader.joint.feeds.values()
+    (store,) = feed._stores
+    return store
+
+
 def expected(batch, samples):
     """The values a batch must have: first segments first."""
     wanted = np.asarray(samples)[batch.index.numpy()].T.reshape(-1)
@@ -140,25 +146,26 @@ def test_the_tier_is_chosen_by_size_and_says_why(opened):
 def test_less_memory_changes_nothing_but_the_speed(opened, segments):
     samples = RNG.integers(0, SAMPLE.n, (61, segments))
     roomy = loader(opened, samples, tier="disk")
-    least = roomy.memory_bytes - (roomy.capacity - 1) * roomy._block_bytes
+    (feed,) = roomy.joint.feeds.values()
+    (capacity,) = roomy.joint.memory.capacities
+    least = roomy.memory_bytes - (capacity - 1) * feed.block_bytes
     tight = loader(opened, samples, tier="disk", memory_limit=least)
-    assert tight.capacity == 1
+    assert tight.joint.memory.capacities == (1,)
     assert tight.memory_bytes <= least
     same(roomy.epoch(3), tight.epoch(3))
 
 
 def test_the_stated_memory_is_kept(opened):
     batches = loader(opened, tier="disk", memory_limit=20_000)
-    store = batches._store
-    held = store._slab.nbytes
+    held = store_of(batches)._slab.nbytes
     largest = max(batch.values.nbytes for epoch in range(3) for batch in batches.epoch(epoch))
     assert held + 4 * largest <= batches.memory_bytes <= 20_000
 
 
 def test_loaders_of_one_cache_share_the_host_tier(opened):
     train, test = loader(opened, np.arange(100)), loader(opened, np.arange(100, 150))
-    assert train._store is test._store
-    assert train._store is not loader(opened, taps=TAPS[::-1])._store
+    assert store_of(train) is store_of(test)
+    assert store_of(train) is not store_of(loader(opened, taps=TAPS[::-1]))
 
 
 def test_leaving_an_epoch_early_stops_its_thread(opened):

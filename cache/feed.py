@@ -1,0 +1,148 @@
+"""One source of a loader: which samples of a cache an example reads, and how a batch is gathered.
+
+A source may hold taps of several shapes; each group of equal shape is one stack, one store of
+blocks and one tensor of a batch. Cost of a batch from memory: one copy of its rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .memory import Demand
+from .order import draw_views
+from .reader import Cache, TapGroup
+from .spec import Ints
+from .store import BlockStore
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """What one part of every example is read from.
+
+    Args:
+        cache: to read.
+        samples: int64 [n], one sample for each example; [n, S] for examples of S segments each; or,
+            with `views`, [n, V].
+        taps: names, in the order wanted, of one shape or several; None for all.
+        views: the columns of `samples` are views: each epoch draws one of them for each example. To
+            evaluate, give `samples[:, 0]`, the inputs as they are.
+    """
+
+    cache: Cache
+    samples: Ints
+    taps: Sequence[str] | None = None
+    views: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One source's share of a batch of b examples, in host memory, in the storage type.
+
+    Attributes:
+        states: tap -> [T, D] for tokens, [F, *shape] for frames, [b, *shape] otherwise (S*b with S
+            segments: all first segments come first); views into the stacks.
+        stacks: [n_taps, ...] for each group of taps of equal shape, in order of first appearance.
+        offsets: ragged axis -> int64 [b + 1]; example i has the rows `offsets[i] : offsets[i + 1]`.
+    """
+
+    states: dict[str, Tensor]
+    stacks: tuple[Tensor, ...]
+    offsets: dict[str, Tensor]
+
+
+class Feed:
+    """A source, checked, on its way to being read; `open` gives it its memory.
+
+    Args:
+        source: what to read.
+        name: for messages; empty for the only one.
+
+    Raises:
+        InvalidTap: unknown taps.
+        IndexError: samples that the cache does not have.
+        ValueError: samples of another shape.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.name, self.cache, self.views = name, source.cache, source.views
+        samples = self.cache.check_samples(np.asarray(source.samples))
+        if samples.ndim not in (1, 2) or (samples.ndim == 2 and not samples.shape[1]):
+            of = f" of {name}" if name else ""
+            raise ValueError(f"samples{of} must be [n], [n, S] or [n, V], given {[*samples.shape]}")
+        if self.views and samples.ndim != 2:
+            raise ValueError(f"samples of {name or 'views'} with views=True must be [n, V]")
+        self.samples = samples if samples.ndim == 2 else samples[:, None]  # [n, S] or [n, V]
+        taps = [tap.name for tap in self.cache.taps] if source.taps is None else source.taps
+        self.groups: list[TapGroup] = self.cache.group_taps(taps)
+        self.taps = tuple(taps)
+        self._stores: list[BlockStore] = []
+
+    @property
+    def segments(self) -> int:
+        """Samples that each example has in a batch."""
+        return 1 if self.views else self.samples.shape[1]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the chosen taps of a block, all stacks together."""
+        geometry = self.cache.geometry
+        return sum(geometry.chunk_bytes(g.stack) * len(g.taps) for g in self.groups)
+
+    def drawn(self, seed: int, epoch: int, number: int) -> Ints:
+        """Samples of every example in an epoch, int64 [n, S]; `number` is that of the source."""
+        return draw_views(self.samples, seed, epoch, number) if self.views else self.samples
+
+    def demands(self, batch_size: int) -> list[Demand]:
+        """Return what the stacks ask for."""
+        geometry, demands = self.cache.geometry, []
+        used = np.unique(self.samples)
+        for group in self.groups:
+            stack = group.stack
+            row = stack.width * geometry.itemsize * len(group.taps)
+            needed = len(np.unique(self.cache.places(stack, used)[0]))
+            demands.append(
+                Demand(
+                    name=self.name,
+                    block=geometry.chunk_bytes(stack) * len(group.taps),
+                    needed=needed,
+                    window=needed,
+                    batch=self._most_rows(group, batch_size) * row,
+                )
+            )
+        return demands
+
+    def _most_rows(self, group: TapGroup, batch_size: int) -> int:
+        """Rows of the largest batch there can be."""
+        counts = self.cache.row_counts(group.stack, self.samples.reshape(-1))
+        if self.views:
+            counts = counts.reshape(self.samples.shape).max(1)
+        return int(np.sort(counts)[-batch_size * self.segments :].sum())
+
+    def open(self, capacities: Sequence[int], *, shared: bool) -> None:
+        """Take memory for so many blocks of each stack; `shared`: for all, used by all loaders."""
+        self._stores = [
+            self.cache.shared_store(group.taps)
+            if shared
+            else self.cache.store(group.taps, capacity)
+            for group, capacity in zip(self.groups, capacities, strict=True)
+        ]
+
+    def gather(self, samples: Ints) -> Part:
+        """Read samples [b, S] into a part; all first segments come first."""
+        flat = samples.T.reshape(-1)  # [S * b]
+        states: dict[str, Tensor] = {}
+        stacks: list[Tensor] = []
+        offsets: dict[str, Tensor] = {}
+        for group, store in zip(self.groups, self._stores, strict=True):
+            values = store.gather(*self.cache.places(group.stack, flat))
+            stacks.append(values)
+            states |= dict(zip(group.taps, values, strict=True))
+            if group.stack.ragged and group.stack.axis not in offsets:
+                ends = np.zeros(len(flat) + 1, np.int64)
+                np.cumsum(self.cache.row_counts(group.stack, flat), out=ends[1:])
+                offsets[group.stack.axis] = torch.from_numpy(ends)
+        ordered = {tap: states[tap] for tap in self.taps}
+        return Part(states=ordered, stacks=tuple(stacks), offsets=offsets)

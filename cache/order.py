@@ -1,0 +1,61 @@
+"""The order of an epoch: a function of seed and epoch alone, made for reading whole blocks. Pure.
+
+Blocks come in random order, and the examples of a window of blocks are mixed. Samples were permuted
+before packing, so this is as good as a full shuffle. Cost: a few sorts of the examples an epoch.
+"""
+
+import numpy as np
+
+from .spec import Ints
+
+_PARTS = 2**20
+
+
+def window_order(
+    blocks: Ints, rng: np.random.Generator, window: int, spread: Ints | None = None
+) -> Ints:
+    """Return the positions of the examples in shuffled order, int64 [n].
+
+    Args:
+        blocks: the block that each example reads, int64 [n].
+        rng: of this epoch.
+        window: blocks mixed together.
+        spread: int64 [n]; examples of equal number are kept apart: the epoch goes through all
+            blocks in as many rounds as the most frequent number needs, and no two are in one round.
+    """
+    shuffled = rng.permutation(len(blocks))
+    present, which = np.unique(blocks[shuffled], return_inverse=True)
+    turn = rng.permutation(len(present))[which] // window  # window of each position
+    if spread is None:
+        return shuffled[np.argsort(turn, kind="stable")].astype(np.int64)
+    rounds = _rounds(spread[shuffled], rng)
+    for number in range(1, int(rounds.max(initial=0)) + 1):  # each round in an order of its own
+        inside = rounds == number
+        turn[inside] = rng.permutation(len(present))[which[inside]] // window
+    return shuffled[np.lexsort((turn, rounds))].astype(np.int64)
+
+
+def _rounds(values: Ints, rng: np.random.Generator) -> Ints:
+    """Give equal values different rounds, evenly spaced from a random start, int64 [n].
+
+    A value that comes c times in R rounds is in the rounds floor((j + u) R / c), j = 0 .. c - 1.
+    """
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    start = rng.integers(0, _PARTS, len(counts))[which]
+    place = (_occurrence(which, counts) * _PARTS + start) * int(counts.max(initial=1))
+    return np.asarray(place // (counts[which] * _PARTS), np.int64)
+
+
+def _occurrence(which: Ints, counts: Ints) -> Ints:
+    """Return how many equal numbers come before each one, int64 [n]."""
+    order = np.argsort(which, kind="stable")
+    before = np.empty(len(which), np.int64)
+    before[order] = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return before
+
+
+def draw_views(samples: Ints, seed: int, epoch: int, source: int) -> Ints:
+    """Draw one sample of each row of `samples` [n, V], each equally likely, int64 [n, 1]."""
+    rng = np.random.default_rng([seed, epoch, source])
+    column = rng.integers(0, samples.shape[1], (len(samples), 1))
+    return np.take_along_axis(samples, column, axis=1)
