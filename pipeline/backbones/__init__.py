@@ -1,8 +1,9 @@
-"""Frozen text models with named taps: one small file per family, and a generic discovery."""
+"""Frozen text and image models with named taps: one small file per family, and a discovery."""
 
 from pipeline.backbones import (
     albert,
     bert,
+    clip,
     deberta,
     distilbert,
     gpt2,
@@ -10,7 +11,9 @@ from pipeline.backbones import (
     llama,
     modernbert,
     opt,
+    pyramids,
     roberta,
+    vit,
 )
 from pipeline.backbones.base import Backbone, Encoded, Modality
 from pipeline.backbones.encoding import EncodedTexts, length_batches
@@ -47,4 +50,5 @@ __all__ = [
 _FAMILY_FILES = (
     *(albert, bert, deberta, distilbert, gpt2),
     *(gpt_neox, llama, modernbert, opt, roberta),
+    *(clip, pyramids, vit),
 )

@@ -1,44 +1,74 @@
-"""From a folder or a hub id to a frozen, tapped text model.
+"""From a folder, a hub id or one weights file to a frozen, tapped backbone.
 
 Costs reading the weights once and one digest of them. A checkpoint that lacks weights of the
 backbone is refused: transformers would fill them with random numbers and go on.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from pipeline.backbones.base import Backbone, Modality
 from pipeline.backbones.family import BackboneError
 from pipeline.backbones.fingerprint import is_pooler, weights_digest
 from pipeline.backbones.quiet import quiet_transformers
 from pipeline.backbones.text import TextBackbone
+from pipeline.backbones.towers import check_tower, is_two_towers, model_class, tower_config
+from pipeline.backbones.trace import reads_pixels
+from pipeline.backbones.weights_file import SUFFIXES, load_convnet
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16"]
+Tower = Literal["auto", "text", "image", "video"]
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model and what makes its inputs: a tokenizer, or a transform."""
+
+    model: Any
+    modality: Modality
+    tokenizer: Any = None
+    transform: Any = None
 
 
 def load_backbone(
     name_or_path: str,
     *,
+    tower: Tower = "auto",
     device: str = "auto",
     dtype: ComputeType = "auto",
     taps: Sequence[str] | None = None,
     max_length: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    fps: float = 1.0,
+    max_frames: int = 12,
+    architecture: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     random_init: bool = False,
     seed: int = 0,
-) -> TextBackbone:
-    """Load a text model through transformers, frozen and in eval mode.
+) -> Backbone:
+    """Load a text or image model, frozen and in eval mode.
 
     Args:
-        name_or_path: a local folder, or the id of a model on the hub.
+        name_or_path: a local folder, the id of a model on the hub, or one weights file.
+        tower: what the model is to read. "auto" takes what it is made for; "video" shows an image
+            model a clip frame by frame. CLIP and SigLIP hold two towers: one must be named.
         device: "auto" takes cuda, then mps, then cpu; else any torch device.
         dtype: type of the arithmetic. "auto" is float32, except on CUDA, where it is bfloat16 for
             a bfloat16 checkpoint and float16 otherwise. On CUDA a half type runs under autocast.
-        taps: glob patterns of tap names; None records every tap.
-        max_length: longest input in tokens; None as in `TextBackbone`.
+        taps: glob patterns of tap names; None records every tap (of a ConvNet, every stage).
+        max_length: longest text in tokens; None as in `TextBackbone`.
+        image_size: side, or height and width, of the pixels; None takes the checkpoint's own.
+        fps: frames a second of a clip; 0 takes `max_frames` of any clip.
+        max_frames: most frames of a clip.
+        architecture: what a weights file holds: a name of `convnets.ARCHITECTURES`, or
+            "openai_clip". With it and `random_init`, `name_or_path` is a mere name.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run model code that comes with the checkpoint.
         random_init: build the model from its configuration with random weights (`seed`); no
@@ -46,43 +76,39 @@ def load_backbone(
         seed: seed of the random weights.
 
     Raises:
-        BackboneError: the model cannot be read, lacks weights, or cannot be tapped.
+        BackboneError: the model cannot be read, lacks weights, or cannot be tapped; or an option
+            does not belong to its modality.
     """
-    from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - heavy: 2 s to import
-
     target = pick_device(device)
-    source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, **source)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
-        if getattr(config, "is_encoder_decoder", False):
-            raise BackboneError(
-                f"{name_or_path} is an encoder-decoder ({config.model_type}); text backbones are "
-                "encoders or decoder-only models"
-            )
-        model = _random(config, seed) if random_init else _checkpoint(name_or_path, source)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, BackboneError):
-            raise
-        raise BackboneError(
-            f"cannot load the backbone {name_or_path!r} ({error}). Give a folder with "
-            "config.json, the weights and the tokenizer, or the id of a model on the hub"
-        ) from error
-    model.eval().requires_grad_(False)
+    if architecture is not None or name_or_path.endswith(SUFFIXES):
+        loaded = _from_file(name_or_path, architecture, tower, random_init, seed)
+    else:
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        loaded = _from_transformers(name_or_path, tower, source, random_init, seed)
+    _check_options(loaded.modality, name_or_path, max_length=max_length, image_size=image_size)
+    model = loaded.model.eval().requires_grad_(False)
     digest = weights_digest(model)
-    compute = pick_dtype(dtype, target, model.dtype)
+    stored = next(model.parameters()).dtype
+    compute = pick_dtype(dtype, target, stored)
     autocast = compute if target.type == "cuda" and compute != torch.float32 else None
     model.to(device=target, dtype=None if autocast else compute)
-    return TextBackbone(
-        model,
-        tokenizer,
-        name=name_or_path,
-        taps=taps,
-        max_length=max_length,
-        autocast=autocast,
-        digest=digest,
-        revision=revision,
-    )
+    common: dict[str, Any] = {
+        "name": name_or_path,
+        "taps": taps,
+        "autocast": autocast,
+        "digest": digest,
+        "revision": revision,
+    }
+    if loaded.transform is None:
+        return TextBackbone(model, loaded.tokenizer, max_length=max_length, **common)
+    from pipeline.backbones.image import ImageBackbone  # noqa: PLC0415
+    from pipeline.backbones.preprocessing import resized  # noqa: PLC0415
+    from pipeline.backbones.video import VideoBackbone  # noqa: PLC0415
+
+    transform = resized(loaded.transform, image_size)
+    if loaded.modality == "image":
+        return ImageBackbone(model, transform, **common)
+    return VideoBackbone(model, transform, fps=fps, max_frames=max_frames, **common)
 
 
 def pick_device(device: str) -> torch.device:
@@ -104,26 +130,97 @@ def pick_dtype(dtype: ComputeType, device: torch.device, stored: torch.dtype) ->
     return torch.bfloat16 if stored == torch.bfloat16 else torch.float16
 
 
-def _random(config: Any, seed: int) -> Any:
-    from transformers import AutoModel  # noqa: PLC0415
+def _from_file(
+    name: str, architecture: str | None, tower: Tower, random_init: bool, seed: int
+) -> _Loaded:
+    if architecture is None:
+        raise BackboneError(
+            f"{name} is a weights file, which does not say what it holds: name its --architecture"
+        )
+    from pipeline.backbones.preprocessing import convnet_transform  # noqa: PLC0415
 
-    build: Any = AutoModel.from_config
+    path = None if random_init else Path(name)
+    model = load_convnet(architecture, path, seed=seed)
+    return _Loaded(
+        model, check_tower(tower, "image", name), transform=convnet_transform(architecture)
+    )
+
+
+def _from_transformers(
+    name: str, tower: Tower, source: dict[str, Any], random_init: bool, seed: int
+) -> _Loaded:
+    from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - heavy: 2 s to import
+
+    try:
+        config = AutoConfig.from_pretrained(name, **source)
+        if getattr(config, "is_encoder_decoder", False):
+            raise BackboneError(
+                f"{name} is an encoder-decoder ({config.model_type}); text backbones are "
+                "encoders or decoder-only models"
+            )
+        kind = model_class(config)
+        if is_two_towers(config):
+            kind, config = tower_config(config, tower, name)
+        model = (
+            _random(kind, config, seed) if random_init else _checkpoint(kind, name, config, source)
+        )
+        modality = check_tower(tower, _reads(model, name), name)
+        if modality == "text":
+            return _Loaded(model, modality, AutoTokenizer.from_pretrained(name, **source))
+        from pipeline.backbones.preprocessing import load_transform  # noqa: PLC0415
+
+        transform = load_transform(name, source, config if random_init else None)
+        return _Loaded(model, modality, transform=transform)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise BackboneError(
+            f"cannot load the backbone {name!r} ({error}). Give a folder with config.json, the "
+            "weights and the tokenizer or preprocessor_config.json, or the id of a model on the hub"
+        ) from error
+
+
+def _reads(model: nn.Module, name: str) -> Modality:
+    if reads_pixels(model):
+        return "image"
+    main = getattr(model, "main_input_name", "input_ids")
+    if main != "input_ids":
+        raise BackboneError(
+            f"{name} is a {type(model).__name__}, which reads {main}; texts (input_ids) and "
+            "pictures (pixel_values) are supported"
+        )
+    return "text"
+
+
+def _check_options(modality: Modality, name: str, **options: Any) -> None:
+    """Refuse an option that would be ignored."""
+    foreign = "image_size" if modality == "text" else "max_length"
+    if options[foreign] is not None:
+        raise BackboneError(f"{foreign} {options[foreign]} means nothing to the {modality} {name}")
+
+
+def _random(kind: str, config: Any, seed: int) -> Any:
+    import transformers  # noqa: PLC0415
+
+    found: Any = getattr(transformers, kind)
+    build = found.from_config if kind == "AutoModel" else found._from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(config, dtype=torch.float32)
 
 
-def _checkpoint(name_or_path: str, source: dict[str, Any]) -> Any:
-    from transformers import AutoModel  # noqa: PLC0415
+def _checkpoint(kind: str, name: str, config: Any, source: dict[str, Any]) -> Any:
+    import transformers  # noqa: PLC0415
 
+    own = {} if kind == "AutoModel" else {"config": config}
     with quiet_transformers():
-        model, report = AutoModel.from_pretrained(
-            name_or_path, dtype="auto", output_loading_info=True, **source
+        model, report = getattr(transformers, kind).from_pretrained(
+            name, dtype="auto", output_loading_info=True, **own, **source
         )
     missing = sorted(key for key in report["missing_keys"] if not is_pooler(key))
     if missing:
         raise BackboneError(
-            f"the checkpoint {name_or_path!r} lacks {len(missing)} weight(s) of its "
+            f"the checkpoint {name!r} lacks {len(missing)} weight(s) of its "
             f"{type(model).__name__}, such as {', '.join(missing[:_SHOWN])}: they would be "
             "random. Use a complete checkpoint, or random_init=True for random weights throughout"
         )

@@ -2,7 +2,9 @@
 
 Every batch is padded on the right, whatever the tokenizer prefers, and masked: a causal model's
 valid tokens then keep their positions, and the padding is dropped before anything is kept. The
-pad token is therefore any id where a tokenizer has none. B inputs, L longest, T valid tokens.
+pad token is therefore any id where a tokenizer has none. A family that was trained on full length
+(SigLIP) is the exception: its texts are filled up to it, and nothing is masked. B inputs, L
+longest, T valid tokens.
 """
 
 import inspect
@@ -21,10 +23,10 @@ from cache.spec import Kind
 from pipeline.backbones.base import Modality
 from pipeline.backbones.corruption import Corruption
 from pipeline.backbones.encoding import EncodedTexts, encode, length_batches
-from pipeline.backbones.family import FAMILIES, BackboneError, Family, select_taps
+from pipeline.backbones.family import BackboneError, Family, select_taps
 from pipeline.backbones.fingerprint import tokenizer_digest, weights_digest
-from pipeline.backbones.generic import check_padding, discover_taps
-from pipeline.backbones.trace import Trace, no_kv_cache, trace
+from pipeline.backbones.generic import check_padding, known_taps
+from pipeline.backbones.trace import no_kv_cache, trace
 from pipeline.inputs import TextInput
 from unipt.recorder import TapRecorder
 
@@ -53,6 +55,8 @@ class TextBackbone:
             ([B, D], a projected state) is a vector, what it emits for each token is not.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
+        full_length: every text is filled up to `max_length` with pad tokens that nothing masks.
+        arguments: given to every forward pass, beside the inputs.
 
     Raises:
         BackboneError: the model cannot be tapped, a pattern matches no tap, or `max_length` is
@@ -79,7 +83,7 @@ class TextBackbone:
         self.config: Any = model.config
         self._digest, self.revision = digest, revision
         seen = trace(model)
-        family, known = _known_taps(model, self.config, seen)
+        family, known = known_taps(model, self.config, seen)
         if family is None:
             check_padding(model, known.values(), seen, self.pad_id)
         self.family = family.name if family else "generic"
@@ -89,7 +93,8 @@ class TextBackbone:
             _tap_spec(tap, seen.emitted[path]) for tap, path in self.tap_modules.items()
         )
         self.max_length = _max_length(max_length, self.config, tokenizer, family, name)
-        self._extra = no_kv_cache(model)
+        self.full_length = family is not None and family.full_length
+        self.arguments = no_kv_cache(model)
         self.token_types = _takes_token_types(model, self.config, tokenizer)
 
     @property
@@ -152,11 +157,11 @@ class TextBackbone:
 
     def prepare(self, encoded: EncodedTexts) -> dict[str, Tensor]:
         """Return the padded model arguments of `encoded`, int64 [B, L] each, on the CPU."""
-        longest = int(encoded.lengths.max(initial=1))
+        longest = self.max_length if self.full_length else int(encoded.lengths.max(initial=1))
         valid = np.arange(longest) < encoded.lengths[:, None]  # [B, L]
         ids = np.full(valid.shape, self.pad_id, dtype=np.int64)
         ids[valid] = encoded.tokens
-        arrays = {"input_ids": ids, "attention_mask": valid.astype(np.int64)}
+        arrays = {"input_ids": ids, "attention_mask": (valid | self.full_length).astype(np.int64)}
         if encoded.types is not None:
             arrays["token_type_ids"] = np.zeros_like(ids)
             arrays["token_type_ids"][valid] = encoded.types
@@ -168,7 +173,7 @@ class TextBackbone:
         batch = {key: value.to(self.device) for key, value in prepared.items()}
         half = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=half):
-            return self.model(**batch, **self._extra)
+            return self.model(**batch, **self.arguments)
 
     @torch.inference_mode()
     def forward(
@@ -191,8 +196,7 @@ class TextBackbone:
         batch = self.prepare(encoded) if prepared is None else prepared
         with TapRecorder(self.model, self.tap_modules) as recorder:
             self.run(batch)
-        padded = batch["input_ids"].numel() != len(encoded.tokens)
-        index = batch["attention_mask"].flatten().nonzero().squeeze(1) if padded else None
+        index = _valid(encoded, batch["input_ids"].shape[1])
         index = None if index is None else index.to(self.device)
         return {
             tap.name: _packed(recorder.states[tap.name].to(dtype), index)
@@ -233,23 +237,15 @@ def _tap_spec(name: str, emitted: Tensor) -> TapSpec:
     return TapSpec(name=name, kind=kind, shape=(emitted.shape[-1],))
 
 
+def _valid(encoded: EncodedTexts, longest: int) -> Tensor | None:
+    """Return where the tokens lie among [B * L] of a padded batch; None where nothing is padded."""
+    valid = np.arange(longest) < encoded.lengths[:, None]  # [B, L]
+    return None if valid.all() else torch.from_numpy(np.flatnonzero(valid))
+
+
 def _packed(states: Tensor, index: Tensor | None) -> Tensor:
     flat = states.flatten(0, 1)  # [B, L, D] -> [B * L, D]
     return flat if index is None else flat.index_select(0, index)  # [T, D]
-
-
-def _known_taps(model: nn.Module, config: Any, seen: Trace) -> tuple[Family | None, dict[str, str]]:
-    if config.model_type not in FAMILIES:
-        return None, discover_taps(model, config, seen)
-    family = FAMILIES.get(config.model_type)
-    taps = family.tap_modules(model, seen.calls)
-    silent = [path for path in taps.values() if path not in seen.emitted]
-    if silent:
-        raise BackboneError(
-            f"the modules {silent} of a {type(model).__name__} emit nothing in a forward pass; "
-            f"this version of transformers does not fit the family {family.name!r}"
-        )
-    return family, taps
 
 
 def _max_length(

@@ -89,7 +89,11 @@ FAMILY_ROWS = [
         {"layer_types": ["full_attention", "full_attention"]},
     ),
 ]
-_CLAIMED = set(FAMILIES.names())  # before a test registers its own
+_CLAIMED = {  # before a test registers its own; texts of two towers have test_clip_towers.py
+    name
+    for name in FAMILIES.names()
+    if FAMILIES.get(name).modality == "text" and not FAMILIES.get(name).projection
+}
 INPUTS = [*(TextInput(text) for text in SENTENCES), TextInput("the dog", "a very good dog")]
 
 
