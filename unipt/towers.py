@@ -26,7 +26,7 @@ from .pooling import GeneralizedPooling, TokenPooling
 __all__ = ["Embedding", "FramePooling", "Position", "SideTower", "TowerPooling", "TwoTowers"]
 
 TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attention", "none"]
-FramePooling = Literal["none", "mean"]
+FramePooling = Literal["none", "mean", "sequence"]
 Position = Literal["first", "last"]
 TowerSide = SideNetworkConfig | ConvSideNetworkConfig
 
@@ -51,7 +51,8 @@ class SideTower(nn.Module):
         side: options of the side network; a `ConvSideNetworkConfig` for feature maps.
         pooling: over the tokens, cells or patches of one sample, see `TokenPooling`; "gpo" is
             `GeneralizedPooling`; "none" is for a vector anchor, which leaves nothing to pool.
-        frames: "mean" = every row of the states is a frame, and a clip is the mean of its frames.
+        frames: every row of the states is a frame, and a clip is the "mean" of its frames, or the
+            "sequence" of the tokens of all of them, which the side network takes at once.
         normalize: l2-normalise the embedding (and every frame before the mean).
         position: which token has the residual of a vector anchor: "first" (CLS) or "last" (EOS).
         head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
@@ -86,6 +87,8 @@ class SideTower(nn.Module):
                 f"pooling={pooling!r} does not fit: a vector anchor leaves nothing to pool "
                 "(pooling='none'), tokens and maps need a pooling"
             )
+        if frames == "sequence" and (vector or isinstance(side, ConvSideNetworkConfig)):
+            raise ValueError("frames='sequence' needs a side network with anchor='tokens'")
         self.config: dict[str, Any] = {
             "side": side.to_dict(),
             "pooling": pooling,
@@ -142,8 +145,8 @@ class SideTower(nn.Module):
                 of one token.
             mask: ``[B, L]``, true at valid tokens (padded only; None if all are).
             offsets: ``LongTensor [B + 1]`` (packed only).
-            frames: ``LongTensor [B + 1]``, bounds of each clip's frames, for a tower with
-                ``frames="mean"``; or ``[B, F]`` (bool), true where a frame is the clip's (trace
+            frames: ``LongTensor [B + 1]``, bounds of each clip's frames, for a tower of frames;
+                for the "mean" also ``[B, F]`` (bool), true where a frame is the clip's (trace
                 this one: it has no size that depends on another); None if every frame is a clip.
 
         Raises:
@@ -151,6 +154,9 @@ class SideTower(nn.Module):
         """
         if frames is not None and self.frames == "none":
             raise ValueError("frames were given to a tower of frames='none'; build it with 'mean'")
+        if frames is not None and self.frames == "sequence":
+            anchor, targets, offsets = as_sequences(anchor, tuple(targets), frames)
+            frames = None
         features, confidence = self.features(anchor, targets, mask=mask, offsets=offsets)
         if self.pooling is not None:
             features = self.pooling(features, mask=mask, offsets=offsets)
@@ -173,7 +179,7 @@ class SideTower(nn.Module):
         if isinstance(side, ConvSideNetwork):
             return cast(SideOutput, side(anchor, tuple(targets)))
         if anchor.dim() == 4:
-            anchor, targets = to_tokens(anchor, targets)
+            anchor, targets = to_tokens(anchor, tuple(targets))
         if offsets is None and targets[0].dim() == 2:  # vectors, each a sample of one token
             targets = [target[:, None] for target in targets]
             anchor = anchor if side.anchor_kind == "vector" else anchor[:, None]
@@ -271,6 +277,26 @@ def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[T
     maps = (anchor, *(F.adaptive_avg_pool2d(target, size) for target in targets))
     first, *others = (to_cells(each) for each in maps)
     return first, others
+
+
+def as_sequences(
+    anchor: Tensor, targets: Sequence[Tensor], frames: Tensor
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Pack the tokens of each clip's frames, all in a row.
+
+    Args:
+        anchor: frames ``[F, D]``, ``[F, P, D]`` or ``[F, C, H, W]``.
+        targets: N states like the anchor.
+        frames: ``LongTensor [B + 1]``.
+
+    Returns:
+        ``[T, D]``, N of ``[T, D_i]`` and the offsets ``[B + 1]`` of the clips' tokens.
+    """
+    if anchor.dim() == 4:
+        anchor, targets = to_tokens(anchor, targets)
+    tokens = anchor.shape[1] if anchor.dim() == 3 else 1
+    packed = [state.flatten(0, 1) if state.dim() == 3 else state for state in (anchor, *targets)]
+    return packed[0], packed[1:], frames * tokens
 
 
 def last_position(states: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from cache import Cache, Loader, TapSpec
 from pipeline.config import ConfigError
 from pipeline.data import Dataset, load_dataset
 from pipeline.tasks import Task, make_task
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LoopConfig, TrainConfig
 from pipeline.training.inference import choose_device
 from pipeline.training.samples import Located, locate, select_taps
 from unipt import SideClassifier, SideNetworkConfig, preset
@@ -109,13 +109,14 @@ def make_loader(config: TrainConfig, setup: Setup) -> Loader:
     )
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on the weights of linear maps only."""
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on weight matrices only: no norms, biases, single numbers."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for module, name, parameter in _own_parameters(model):
         is_norm = "norm" in type(module).__name__.lower()
-        (plain if is_norm or name.endswith("bias") else decayed).append(parameter)
+        spared = is_norm or name.endswith("bias") or not parameter.dim()
+        (plain if spared else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},

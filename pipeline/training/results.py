@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
+from cache import Cache
 from pipeline.console import duration
 from pipeline.evaluate import split_metrics, write_predictions
 from pipeline.run import FORMAT, INFO, WEIGHTS, Run, RunError
@@ -88,26 +90,73 @@ def finish(
         identity: what must be equal for the run to be the same.
         tier: where the batches came from, and why.
     """
-    best_epoch = 0 if now.best_epoch is None else now.best_epoch
     model.load_state_dict(now.best_weights)
     scale, shift = setup.task.unscale
     if (scale, shift) != (1.0, 0.0):
         rescale_outputs(model, scale, shift)
-    weights = {name: value.contiguous() for name, value in copy_weights(model.cpu()).items()}
-    write_with(config.out / WEIGHTS, lambda file: save_file(weights, file))
-    result = RunResult(
-        path=config.out,
+    save_weights(config.out, model)
+    return write_run(
+        config.out,
+        model,
+        now,
         metrics=_predict(config, setup, model.to(setup.device)),
-        best_epoch=best_epoch + 1,
+        tier=tier,
+        info=_info(config, setup, model) | {"identity": identity},
+    )
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Write a model's weights into a run folder; the model is on the CPU afterwards."""
+    weights = {name: value.contiguous() for name, value in copy_weights(model.cpu()).items()}
+    write_with(folder / WEIGHTS, lambda file: save_file(weights, file))
+
+
+def write_run(
+    folder: Path,
+    model: nn.Module,
+    now: Progress,
+    *,
+    metrics: dict[str, dict[str, float]],
+    tier: str,
+    info: dict[str, Any],
+) -> RunResult:
+    """Write run.json, the last file of a run, and return what it says.
+
+    Args:
+        folder: of the run.
+        model: for the count of its trained numbers.
+        now: the finished training's progress, with a best epoch.
+        metrics: of each split, at the best epoch.
+        tier: where the batches came from, and why.
+        info: everything else that run.json holds.
+    """
+    result = RunResult(
+        path=folder,
+        metrics=metrics,
+        best_epoch=1 + (now.best_epoch or 0),
         epochs=now.epoch,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         seconds=sum(record["seconds"] for record in now.history),
         tier=tier,
     )
-    info = _info(config, setup, model) | {"identity": identity, "history": now.history}
     fields = {key: value for key, value in result.to_dict().items() if key != "path"}
-    write_json(config.out / INFO, info | fields)
+    general = {"format": FORMAT, "history": now.history, "versions": _versions()}
+    write_json(folder / INFO, general | info | fields)
     return result
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "zarr", "scikit-learn")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def describe_cache(cache: Cache) -> dict[str, Any]:
+    """Return what run.json says of a cache: where it is, and what it holds."""
+    return {
+        "path": str(cache.path.resolve()),
+        "digest": cache.fingerprint.digest,
+        "fingerprint": cache.fingerprint.mapping,
+    }
 
 
 def _predict(
@@ -132,23 +181,17 @@ def _predict(
 
 def _info(config: TrainConfig, setup: Setup, model: SideClassifier) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "kind": setup.task.kind,
         "config": config.model_dump(mode="json"),
         "model": model.config,
         "task": setup.task.kind,
         "task_metrics": list(setup.task.metrics),
         "labels": None if setup.task.labels is None else list(setup.task.labels),
         "taps": list(setup.tap_names),
-        "cache": {
-            "path": str(config.cache.resolve()),
-            "digest": setup.cache.fingerprint.digest,
-            "fingerprint": setup.cache.fingerprint.mapping,
-        },
+        "cache": describe_cache(setup.cache),
         "examples": {split: len(rows) for split, rows in setup.dataset.splits.items()},
         "seed": config.seed,
         "device": str(setup.device),
-        "versions": {name: version(name) for name in ("torch", "numpy", "zarr", "scikit-learn")}
-        | {"python": platform.python_version()},
     }
 
 

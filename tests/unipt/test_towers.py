@@ -221,8 +221,24 @@ def test_a_clip_of_vectors_is_the_mean_of_its_frames_or_a_sequence() -> None:
     mean = tower(pooling="mean", frames="mean")(states[-1], states[:-1], frames=bounds)
     alone = tower(pooling="mean")(states[-1], states[:-1])
     close(mean.vector[0], F.normalize(alone.vector[:2].mean(0), dim=-1))
-    sequence = tower(pooling="gpo")(states[-1], states[:-1], offsets=bounds)
-    assert sequence.vector.shape == mean.vector.shape == (2, 5)
+    assert mean.vector.shape == (2, 5)
+    wanted = tower(pooling="gpo")(states[-1], states[:-1], offsets=bounds)
+    sequence = tower(pooling="gpo", frames="sequence")(states[-1], states[:-1], frames=bounds)
+    close(sequence.vector, wanted.vector)
+
+
+def test_a_clip_as_a_sequence_of_patches() -> None:
+    module = tower(pooling="mean", frames="sequence")
+    states, bounds = torch.randn(4, 5, 3, 6), torch.tensor([0, 2, 5])  # [taps, F, P, D]
+    first = module(states[-1], states[:-1], frames=bounds).vector[0]
+    joined = states[:, :2].flatten(1, 2)[:, None]  # [taps, 1, 2 P, D]
+    close(first, module(joined[-1], joined[:-1]).vector[0])
+    maps = torch.randn(4, 5, 6, 2, 2)
+    tokens = maps.flatten(3).transpose(2, 3)
+    close(
+        module(maps[-1], maps[:-1], frames=bounds).vector,
+        module(tokens[-1], tokens[:-1], frames=bounds).vector,
+    )
 
 
 @pytest.mark.parametrize("side", [TOKENS, MAPS, CLIP])
@@ -340,6 +356,7 @@ def belonging(bounds: Tensor) -> Tensor:
         ({"pooling": "sum"}, "pooling='sum' is unknown"),
         ({"side": CLIP, "pooling": "mean"}, "a vector anchor leaves nothing to pool"),
         ({"frames": "max"}, "frames='max' is unknown"),
+        ({"side": MAPS, "frames": "sequence"}, "needs a side network with anchor='tokens'"),
         ({"position": "eos"}, "position='eos' is unknown"),
     ],
 )
