@@ -10,8 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.errors import PipelineError
+
 KEY_BYTES = 16
 """Length of a content key, in bytes; 2**64 inputs before a collision is likely."""
+
+
+class InputError(PipelineError, ValueError):
+    """Inputs cannot be used; the message names their ids."""
 
 
 class TextInput(NamedTuple):

@@ -1,122 +1,208 @@
-"""The inputs of a cache as a table: each content once, tokenised, with the rows that share it.
+"""The inputs of a cache as a table: each content once, encoded, with the rows that share it.
 
-Memory: 5 bytes a token, 16 a unique input, 8 a row, and the row ids; states never enter. n unique
-inputs (samples), m rows.
+Memory: 5 bytes a token of text or a path of a file, 16 a unique input, 8 a row and view, and the
+row ids; states and pixels never enter. n unique inputs (samples: a content in one view), m rows,
+K views.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import CacheLayout, Fingerprint, plan_layout
+from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
 from cache.spec import StorageType
-from pipeline.backbones import Encoded, TextBackbone
+from pipeline.backbones import Backbone, Encoded
 from pipeline.errors import PipelineError
-from pipeline.inputs import KEY_BYTES, TextInput
+from pipeline.extraction.media import (
+    Checked,
+    Stamp,
+    bad_media,
+    check_files,
+    check_unchanged,
+    count_notes,
+    in_threads,
+)
+from pipeline.inputs import KEY_BYTES, Input, InputError, MediaInput, TextInput, view_key
 
+__all__ = ["InputError", "InputTable", "build_table", "describe_truncation", "some"]
 
-class InputError(PipelineError, ValueError):
-    """Inputs cannot be encoded; the message names their ids."""
+Row = tuple[str, Input]
+AUGMENTATIONS = {
+    "text": "a fifth of the tokens corrupted: half masked, a tenth random, the rest dropped",
+    "image": "random crop of 0.6 to 1.0 of the area, flipped half the time",
+    "video": "random crop of 0.6 to 1.0 of the area, flipped half the time, one for all frames",
+}
+"""What views above 0 are; part of the fingerprint of a cache that has some."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputTable:
-    """Tokenised unique inputs and the rows that point at them.
+    """Encoded unique inputs and the rows that point at them.
 
     Attributes:
         encoded: the unique inputs, in order of first appearance.
-        keys: their content keys, uint8 [n, 16].
-        row_to_sample: sample of each row, int64 [m].
+        keys: their content keys, uint8 [n, 16]; of a view above 0 its view key.
+        row_to_sample: sample of each row, int64 [m]; [m, K] with views, the clean one first.
         row_ids: name of each row, m strings.
+        files: file and stamp of each sample; empty for texts.
+        notes: what is odd about how many media files.
+        skipped: row id -> why it was left out, of media that cannot be read.
     """
 
     encoded: Encoded
     keys: NDArray[np.uint8]
     row_to_sample: NDArray[np.int64]
     row_ids: list[str]
+    files: tuple[tuple[Path, Stamp], ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_samples(self) -> int:
-        """Number of unique inputs."""
+        """Number of unique inputs, every view counted."""
         return len(self.encoded)
+
+    @property
+    def views(self) -> int:
+        """Number of views, 1 without any."""
+        return 1 if self.row_to_sample.ndim == 1 else self.row_to_sample.shape[1]
+
+    @property
+    def clean(self) -> NDArray[np.int64]:
+        """The clean sample of each row, int64 [m]."""
+        return self.row_to_sample.reshape(len(self.row_ids), self.views)[:, 0]
 
     @property
     def n_duplicates(self) -> int:
         """Rows whose input another row already brought."""
-        return len(self.row_ids) - self.n_samples
+        return len(self.row_ids) - len(np.unique(self.clean))
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of all rows, duplicates counted each time."""
-        return int(self.encoded.lengths[self.row_to_sample].sum())
+        """Tokens of all rows in one view, duplicates counted each time."""
+        return int(self.encoded.lengths[self.clean].sum())
 
     def first_rows(self, samples: NDArray[np.bool_]) -> list[str]:
         """Return the id of the first row of each sample where the mask [n] is set."""
-        first = np.unique(self.row_to_sample, return_index=True)[1]
+        first = np.unique(self.row_to_sample, return_index=True)[1] // self.views
         return [self.row_ids[row] for row in first[samples]]
 
-    def fingerprint(self, backbone: TextBackbone, dtype: StorageType) -> Fingerprint:
-        """Return the identity of the cache that holds this table's states."""
+    def check_unchanged(self, samples: NDArray[np.int64]) -> None:
+        """Raise `MediaChanged` if a file of `samples` is not what it was; texts never are."""
+        for path, stamp in {self.files[i] for i in samples.tolist()} if self.files else ():
+            check_unchanged(path, stamp)
+
+    def fingerprint(
+        self, backbone: Backbone, dtype: StorageType, parts: Mapping[str, Any] | None = None
+    ) -> Fingerprint:
+        """Return the identity of the cache that holds this table's states.
+
+        Args:
+            backbone: what computes them.
+            dtype: storage type.
+            parts: what stands for the backbone's own fingerprint parts.
+        """
         rows = "\n".join(self.row_ids).encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(self.keys.tobytes())
         digest.update(self.row_to_sample.astype("<i8").tobytes())
         digest.update(rows)
-        return Fingerprint(
-            backbone.fingerprint_parts()
-            | {
-                "inputs": {
-                    "rows": len(self.row_ids),
-                    "unique": self.n_samples,
-                    "sha256": digest.hexdigest(),
-                },
-                "dtype": {
-                    "stored": dtype,
-                    "computed": str(backbone.compute_dtype).removeprefix("torch."),
-                },
+        inputs: dict[str, Any] = {
+            "rows": len(self.row_ids),
+            "unique": self.n_samples,
+            "sha256": digest.hexdigest(),
+        }
+        if self.views > 1:
+            inputs["views"] = {
+                "count": self.views,
+                "augmentation": AUGMENTATIONS[backbone.modality],
             }
+        computed = str(backbone.compute_dtype).removeprefix("torch.")
+        return Fingerprint(
+            dict(backbone.fingerprint_parts() if parts is None else parts)
+            | {"inputs": inputs, "dtype": {"stored": dtype, "computed": computed}}
         )
 
     def layout(
-        self, backbone: TextBackbone, *, dtype: StorageType, seed: int, block_tokens: int
+        self,
+        backbone: Backbone,
+        *,
+        dtype: StorageType,
+        seed: int,
+        block_tokens: int,
+        taps: Sequence[str] | None = None,
     ) -> CacheLayout:
-        """Lay out the cache of this table: bytes and shards, exactly, with nothing written."""
+        """Lay out the cache of this table: bytes and shards, exactly, with nothing written.
+
+        Args:
+            backbone: what would fill it.
+            dtype: storage type.
+            seed: of the order on disk.
+            block_tokens: tokens of a block.
+            taps: names of the taps of `backbone` to lay out; None for all of them.
+        """
+        chosen = [tap for tap in backbone.taps if taps is None or tap.name in taps]
+        parts = backbone.fingerprint_parts()
+        kept = {name: tap for name, tap in parts["taps"].items() if taps is None or name in taps}
         return plan_layout(
-            taps=backbone.taps,
-            lengths={"tokens": self.encoded.lengths},
+            taps=chosen,
+            lengths=self.lengths(chosen),
             n_samples=self.n_samples,
             row_to_sample=self.row_to_sample,
             row_ids=self.row_ids,
             dtype=dtype,
-            fingerprint=self.fingerprint(backbone, dtype),
+            fingerprint=self.fingerprint(backbone, dtype, parts | {"taps": kept}),
             seed=seed,
             block_tokens=block_tokens,
             origin=backbone.origin(),
         )
 
+    def lengths(self, taps: Sequence[TapSpec]) -> dict[str, NDArray[np.int64]] | None:
+        """Return the lengths of the samples on the ragged axes of `taps`; None without any."""
+        axes = {tap.axis for tap in taps if tap.ragged}
+        return dict.fromkeys(axes, self.encoded.lengths) or None
 
-def build_table(backbone: TextBackbone, inputs: Sequence[tuple[str, TextInput]]) -> InputTable:
-    """Tokenise the unique ones of `inputs`, given as (row id, input).
+
+def build_table(
+    backbone: Backbone,
+    inputs: Sequence[Row],
+    *,
+    views: int = 1,
+    augmented: NDArray[np.bool_] | None = None,
+    on_bad_media: Literal["error", "skip"] = "error",
+) -> InputTable:
+    """Encode the unique ones of `inputs`, given as (row id, input).
+
+    Args:
+        backbone: what will read them.
+        inputs: the rows.
+        views: versions of each augmented row; the others point at their clean one throughout.
+        augmented: which rows those are, bool [m]; None for all.
+        on_bad_media: "error" refuses media that cannot be read, by name and count; "skip" leaves
+            their rows out, having decoded every file once to find them.
 
     Raises:
         InputError: there are no inputs, or some have no token at all; the message names them.
+        BadMedia: files cannot be read.
     """
-    if not inputs:
-        raise InputError("there are no inputs to extract")
-    numbers: dict[bytes, int] = {}
-    unique: list[TextInput] = []
-    row_to_sample = np.empty(len(inputs), dtype=np.int64)
-    for row, (_, item) in enumerate(inputs):
-        number = row_to_sample[row] = numbers.setdefault(item.key(), len(unique))
-        if number == len(unique):
-            unique.append(item)
-    table = InputTable(
-        encoded=backbone.encode(unique),
-        keys=np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(-1, KEY_BYTES),
-        row_to_sample=row_to_sample,
-        row_ids=[row_id for row_id, _ in inputs],
+    checked = check_files(item for _, item in inputs)
+    problems = {name: why for name, item in inputs if (why := _problem(checked, item))}
+    if problems and on_bad_media == "error":
+        raise bad_media(list(problems.items()))
+    if on_bad_media == "skip" and checked:
+        problems |= _undecodable(backbone, inputs, checked)
+    flags = np.ones(len(inputs), dtype=np.bool_) if augmented is None else augmented
+    kept = [row for row, (name, _) in enumerate(inputs) if name not in problems]
+    if not kept:
+        more = bad_media(list(problems.items())) if problems else ""
+        raise InputError(f"there are no inputs to extract{': ' * bool(more)}{more}")
+    table = _gather(backbone, [inputs[row] for row in kept], flags[kept], views, checked)
+    table = replace(
+        table, notes=count_notes(f for f in checked.values() if not f.problem), skipped=problems
     )
     empty = table.first_rows(table.encoded.lengths == 0)
     if empty:
@@ -127,18 +213,78 @@ def build_table(backbone: TextBackbone, inputs: Sequence[tuple[str, TextInput]])
     return table
 
 
+def _gather(
+    backbone: Backbone,
+    inputs: Sequence[Row],
+    augmented: NDArray[np.bool_],
+    views: int,
+    checked: Mapping[MediaInput, Checked],
+) -> InputTable:
+    """Number each content and view once, and encode it."""
+    numbers: dict[bytes, int] = {}
+    unique: list[Input] = []
+    numbered_views: list[int] = []
+    files: list[tuple[Path, Stamp]] = []
+    row_to_sample = np.empty((len(inputs), views), dtype=np.int64)
+    for row, (_, item) in enumerate(inputs):
+        known = item
+        if not isinstance(item, TextInput):
+            known = item._replace(digest=checked[item].key)  # a file is read once
+        key = known.key()
+        for view in range(views if augmented[row] else 1):
+            number = numbers.setdefault(view_key(key, view), len(unique))
+            if number == len(unique):
+                unique.append(known)
+                numbered_views.append(view)
+                if not isinstance(item, TextInput):
+                    files.append((item.path, checked[item].stamp))
+            row_to_sample[row, view:] = number
+    return InputTable(
+        encoded=backbone.encode(unique, numbered_views) if views > 1 else backbone.encode(unique),
+        keys=np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(-1, KEY_BYTES),
+        row_to_sample=row_to_sample if views > 1 else row_to_sample[:, 0],
+        row_ids=[row_id for row_id, _ in inputs],
+        files=tuple(files),
+    )
+
+
+def _problem(checked: Mapping[MediaInput, Checked], item: Input) -> str:
+    return "" if isinstance(item, TextInput) else checked[item].problem
+
+
+def _undecodable(
+    backbone: Backbone, inputs: Sequence[Row], checked: Mapping[MediaInput, Checked]
+) -> dict[str, str]:
+    """Return row id -> problem of the files with a sound header that do not decode."""
+
+    def problem(item: MediaInput) -> str:
+        try:
+            backbone.prepare(backbone.encode([item._replace(digest=checked[item].key)]))
+        except (PipelineError, OSError) as error:
+            return str(error)
+        return ""
+
+    sound = [item for item, file in checked.items() if not file.problem]
+    found = dict(zip(sound, in_threads(problem, sound), strict=True))
+    return {
+        name: found[item]
+        for name, item in inputs
+        if not isinstance(item, TextInput) and found.get(item)
+    }
+
+
 def some(names: Sequence[str], shown: int = 5) -> str:
     """Return the first of `names`, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
-def describe_truncation(table: InputTable, max_length: int) -> str | None:
+def describe_truncation(table: InputTable, max_length: int | None) -> str | None:
     """Return a sentence on the inputs that were cut, or None if none was."""
-    cut = table.first_rows(table.encoded.truncated)
+    cut = int(table.encoded.truncated.sum())
     if not cut:
         return None
     return (
-        f"{len(cut)} of {table.n_samples} unique inputs were cut to {max_length} tokens: "
-        f"{some(cut)}"
+        f"{cut} of {table.n_samples} unique inputs were cut to {max_length} tokens: "
+        f"{some(table.first_rows(table.encoded.truncated))}"
     )

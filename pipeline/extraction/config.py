@@ -1,0 +1,162 @@
+"""What to extract: options that every extraction shares, and the two kinds of data they meet."""
+
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+
+from cache.spec import StorageType
+from pipeline.backbones import Backbone, load_backbone
+from pipeline.backbones.base import Modality
+from pipeline.config import Config
+from pipeline.data import DataConfig, Dataset, load_dataset
+from pipeline.inputs import Input
+from pipeline.retrieval.data import RetrievalData, RetrievalDataset, load_retrieval
+
+BadMediaPolicy = Literal["error", "skip"]
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of '512' or '384x640', in pixels.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            f"an image size is a side ('512') or height x width ('384x640') in pixels, not {text!r}"
+        )
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _checked_size(text: str) -> str:
+    parse_size(text)
+    return text.strip()
+
+
+class Rows(NamedTuple):
+    """The inputs of an extraction, as rows of its table.
+
+    `inputs` holds (row id, input), `augmented` [m] which rows get all `views`.
+    """
+
+    inputs: list[tuple[str, Input]]
+    augmented: NDArray[np.bool_] | None = None
+    views: int = 1
+    bad_media: BadMediaPolicy = "error"
+
+
+class ExtractOptions(Config):
+    """What every extraction is asked: a backbone, its taps, the arithmetic, the folder."""
+
+    backbone: str
+    """Local folder or hub id of the frozen model."""
+    out: Path
+    """Folder of the cache; a started one is resumed."""
+    taps: tuple[str, ...] | None = None
+    """Glob pattern of taps to record, such as 'encoder.layer.*'; all taps if absent."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest text in tokens; by default what tokenizer and model allow, at most 512."""
+    device: str = "auto"
+    """Torch device of the forward passes; auto takes cuda, then mps, then cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the arithmetic; auto is float32, and on CUDA a half type under autocast."""
+    store_dtype: StorageType = "float16"
+    """Type of the numbers on disk; bfloat16 where states overflow float16."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Bound of a text's forward pass, in tokens with padding; by default 2048 on a CPU, 16384 on a
+    GPU."""
+    block_tokens: int = Field(default=640, ge=1)
+    """Tokens of a cache block, the unit of reading."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order on disk, and of the weights with --random-init."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    trust_remote_code: bool = False
+    """Run the model code that comes with a checkpoint."""
+    random_init: bool = False
+    """Use random weights instead of the checkpoint's: for measurements only."""
+    force: bool = False
+    """Start even if the free disk space looks too small."""
+
+    def batch_bound(self, modality: Modality) -> int | None:
+        """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
+        return self.batch_tokens if modality == "text" else None
+
+    @abstractmethod
+    def load_data(self) -> Any:
+        """Read the data set this config names."""
+
+    @abstractmethod
+    def rows(self, dataset: Any, modality: Modality) -> Rows:
+        """Return the inputs of the data set for a backbone of this modality."""
+
+    def load_backbone(self) -> Backbone:
+        """Load the backbone this config names."""
+        return load_backbone(self.backbone, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        names = ("device", "dtype", "taps", "max_length", "revision", "trust_remote_code")
+        return {name: getattr(self, name) for name in (*names, "random_init", "seed")}
+
+
+class ExtractConfig(ExtractOptions):
+    """What to extract for a task on sentences."""
+
+    data: DataConfig
+    """The examples whose inputs are extracted, all splits together."""
+
+    def load_data(self) -> Dataset:
+        """Read the examples of `data`."""
+        return load_dataset(self.data)
+
+    def rows(self, dataset: Dataset, modality: Modality) -> Rows:
+        """Return every sentence of every split."""
+        return Rows([*dataset.inputs()])
+
+
+class RetrievalExtractConfig(ExtractOptions):
+    """What to extract for retrieval: one tower at a time, the captions or the pictures or clips."""
+
+    data: RetrievalData
+    """The pictures or clips and captions, all splits together."""
+    tower: Literal["auto", "text", "image", "video"] = "auto"
+    """What the backbone reads; an image model reads clips with 'video', frame by frame."""
+    views: int = Field(default=1, ge=1)
+    """Versions of each training input: the clean one and, above 1, random crops and flips of
+    pictures or captions with a fifth of their tokens corrupted."""
+    image_size: Annotated[str, AfterValidator(_checked_size)] | None = None
+    """Side, or height x width ('384x640'), of the pixels in pixels; by default the model's own."""
+    fps: float = Field(default=1.0, ge=0)
+    """Frames taken of a second of a clip; 0 spreads max_frames over the whole clip."""
+    max_frames: int = Field(default=12, ge=1)
+    """Most frames of a clip; of a longer one as many, evenly spread."""
+    architecture: str | None = None
+    """Architecture of a bare state dict, such as resnext101_32x8d."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Pictures or frames of a forward pass; by default it follows from their size."""
+
+    def batch_bound(self, modality: Modality) -> int | None:
+        """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
+        return self.batch_tokens if modality == "text" else self.batch_size
+
+    def load_data(self) -> RetrievalDataset:
+        """Read the captions of `data` and find their pictures or clips."""
+        return load_retrieval(self.data)
+
+    def rows(self, dataset: RetrievalDataset, modality: Modality) -> Rows:
+        """Return the captions, or the pictures or clips, of every split; of train in all views."""
+        inputs = dataset.inputs(modality)
+        augmented = np.array([name.startswith("train/") for name, _ in inputs], dtype=np.bool_)
+        return Rows(inputs, augmented, self.views, self.data.bad_media)
+
+    def _loading(self) -> dict[str, Any]:
+        media = {name: getattr(self, name) for name in ("tower", "fps", "max_frames")}
+        size = None if self.image_size is None else parse_size(self.image_size)
+        return super()._loading() | media | {"image_size": size, "architecture": self.architecture}
