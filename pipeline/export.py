@@ -1,24 +1,33 @@
-"""Export: a run and its backbone become one ordinary transformers model, checked on the cache.
+"""Export: a run and its backbone(s) become one ordinary transformers model, checked on the cache.
 
 Cost: the weights in memory twice and on disk once (again for each traced artefact), and two passes
 of every artefact over the replayed samples: seconds for a MiniLM, about a minute with ONNX.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cache import Cache, Fingerprint, FingerprintMismatch
-from pipeline.backbones import TextBackbone, load_backbone
+from pipeline.backbones import Backbone, Modality, TextBackbone, load_backbone
+from pipeline.backbones.convnets.build import ARCHITECTURES
+from pipeline.backbones.image import ImageBackbone
+from pipeline.backbones.weights_file import SUFFIXES
 from pipeline.config import Config
 from pipeline.data import load_dataset
 from pipeline.evaluate import EvaluateConfig, evaluate, run_task
 from pipeline.fused import artefacts
+from pipeline.fused.artefacts import Form
 from pipeline.fused.build import ExportError
+from pipeline.fused.classifier import ClassifierJob, TrainedClassifier
 from pipeline.fused.folder import check_target
-from pipeline.fused.write import Exportable, ExportReport, export_model
+from pipeline.fused.retrieval import RetrievalJob, TrainedTowers
+from pipeline.fused.write import ExportReport, Facts, Job, export_model
+from pipeline.inputs import TextInput
+from pipeline.retrieval.data import RetrievalData, load_retrieval
 from pipeline.run import Run
 
 
@@ -30,15 +39,24 @@ class ExportConfig(Config):
     out: Path
     """Folder to write; it appears whole or not at all."""
     backbone: str | None = None
-    """Local folder or hub id of the frozen text model; by default the one the cache names."""
+    """Classifiers: local folder or hub id of the frozen model; by default as the cache says."""
     cache: Path | None = None
-    """The cache the run was trained from; by default where it was then."""
+    """Classifiers: the cache the run was trained from; by default where it was then."""
+    text_backbone: str | None = None
+    """Two towers: as --backbone, of the texts."""
+    media_backbone: str | None = None
+    """Two towers: as --backbone, of the pictures or clips."""
+    text_cache: Path | None = None
+    """Two towers: as --cache, of the texts."""
+    media_cache: Path | None = None
+    """Two towers: as --cache, of the pictures or clips."""
     onnx: bool = False
-    """Also write model.onnx, with any batch size and length (extra: onnx)."""
+    """Also write model.onnx, or text.onnx and image.onnx, with any batch and length (extra: onnx).
+    """
     torch_export: bool = False
-    """Also write model.pt2, a torch.export archive with any batch size and length."""
+    """Also write model.pt2, or text.pt2 and image.pt2: torch.export archives, as --onnx."""
     samples: int = Field(default=64, ge=1)
-    """Cached samples to replay through every artefact."""
+    """Cached samples (texts, and as many pictures or clips) to replay through every artefact."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the exported backbone's weights; auto is float32."""
     revision: str | None = None
@@ -46,14 +64,21 @@ class ExportConfig(Config):
     force: bool = False
     """Replace an exported model at `out`."""
 
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The traced artefacts to write."""
+        chosen: dict[Form, bool] = {"torch_export": self.torch_export, "onnx": self.onnx}
+        return tuple(form for form, wanted in chosen.items() if wanted)
+
 
 def export(config: ExportConfig) -> ExportReport:
-    """Export the run `config.run` to the folder `config.out`.
+    """Export the run `config.run`, of whatever kind, to the folder `config.out`.
 
     Raises:
         OutputExists: `config.out` is in use.
-        ExportError: the run lacks something, or its backbone cannot be shipped.
-        FingerprintMismatch: the cache or the backbone is not what the run was trained on.
+        ExportError: the run lacks something, its backbone cannot be shipped, or an option belongs
+            to the other kind of run.
+        FingerprintMismatch: a cache or a backbone is not what the run was trained on.
         ExportParityError: an artefact disagrees with the cache; nothing is left behind.
         ExtraMissing: ONNX was asked for without its packages.
     """
@@ -61,75 +86,170 @@ def export(config: ExportConfig) -> ExportReport:
     if config.onnx:
         artefacts.require_onnx()
     run = Run.open(config.run)
-    cache = open_cache(run, config.cache)
-    backbone = recorded_backbone(run, cache, config)
-    return export_model(
-        exportable(run, cache.path),
-        backbone,
-        cache,
-        config.out,
-        onnx=config.onnx,
-        torch_export=config.torch_export,
-        samples=config.samples,
-        force=config.force,
-    )
+    job = _retrieval_job(run, config) if run.kind == "retrieval" else _classifier_job(run, config)
+    return export_model(job, config.out, forms=config.forms, force=config.force)
 
 
-def open_cache(run: Run, path: Path | None = None) -> Cache:
-    """Open the cache a run was trained from.
+def open_cache(
+    trained_from: Mapping[str, Any], run: Path, path: Path | None = None, option: str = "cache"
+) -> Cache:
+    """Open a cache a run was trained from.
+
+    Args:
+        trained_from: what run.json says of the cache: `path` and `fingerprint`.
+        run: the run's folder.
+        path: where the cache is now, if it has moved.
+        option: what that is called, for the message.
 
     Raises:
         FingerprintMismatch: another cache is there now.
     """
-    cache = Cache.open(path or run.cache_path)
-    trained_on = Fingerprint(run.info["cache"]["fingerprint"])
+    cache = Cache.open(path or trained_from["path"])
+    trained_on = Fingerprint(trained_from["fingerprint"])
     if cache.fingerprint != trained_on:
         lines = trained_on.diff(cache.fingerprint, names=("trained on", "found"))
         raise FingerprintMismatch(
-            f"{cache.path} is not the cache that {run.path} was trained from:\n  "
+            f"{cache.path} is not the cache that {run} was trained from:\n  "
             + "\n  ".join(lines)
-            + "\nGive the right one with `cache`"
+            + f"\nGive the right one with `{option}`"
         )
     return cache
 
 
-def recorded_backbone(run: Run, cache: Cache, config: ExportConfig) -> TextBackbone:
-    """Load the backbone of `cache` with the taps and the length limit recorded there.
+def recorded_backbone(
+    cache: Cache, config: ExportConfig, given: str | None, option: str = "backbone"
+) -> Backbone:
+    """Load the backbone of `cache` with the taps and the preprocessing recorded there.
+
+    Args:
+        cache: the cache.
+        config: the export.
+        given: the backbone's folder or hub id, if the user named it.
+        option: what that is called, for the message.
 
     Raises:
         ExportError: nobody says which backbone it is.
     """
-    name = config.backbone or cache.origin.get("backbone")
+    name = given or cache.origin.get("backbone")
     if not name:
         raise ExportError(
             f"{cache.path} does not say where its backbone came from: give its folder or hub id as "
-            "`backbone`"
+            f"`{option}`"
         )
+    recorded = cache.fingerprint.mapping
     return load_backbone(
         name,
         device="cpu",
         dtype="float32" if config.dtype == "auto" else config.dtype,
         taps=[tap.name for tap in cache.taps],
-        max_length=cache.fingerprint.mapping.get("preprocessing", {}).get("max_length"),
+        architecture=_architecture(name, recorded),
         revision=config.revision or cache.origin.get("revision"),
+        **_preprocessing(recorded.get("preprocessing", {})),
     )
 
 
-def exportable(run: Run, cache_path: Path) -> Exportable:
+def _preprocessing(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `load_backbone` that make inputs as a fingerprint records them."""
+    if "image" not in recorded:
+        return {"tower": "text", "max_length": recorded.get("max_length")}
+    found = {name: recorded[name] for name in ("fps", "max_frames") if name in recorded}
+    size = tuple(recorded["image"]["size"])
+    return {"tower": recorded["modality"], "image_size": size, **found}
+
+
+def _architecture(name: str, recorded: Mapping[str, Any]) -> str | None:
+    model_type = recorded.get("weights", {}).get("model_type")
+    if model_type in ARCHITECTURES:
+        return str(model_type)
+    return "openai_clip" if name.endswith(SUFFIXES) else None
+
+
+def _classifier_job(run: Run, config: ExportConfig) -> Job:
+    _refuse(config, "text_backbone", "media_backbone", "text_cache", "media_cache", kind=run.kind)
+    cache = open_cache(run.info["cache"], run.path, config.cache)
+    backbone = recorded_backbone(cache, config, config.backbone)
+    if not isinstance(backbone, TextBackbone):
+        raise ExportError(f"{backbone.name} reads no texts; a {run.kind} run needs a text model")
+    return ClassifierJob(exportable(run, cache.path), backbone, cache, samples=config.samples)
+
+
+def _retrieval_job(run: Run, config: ExportConfig) -> Job:
+    _refuse(config, "backbone", "cache", kind=run.kind)
+    places = {"text": config.text_cache, "media": config.media_cache}
+    names = {"text": config.text_backbone, "media": config.media_backbone}
+    caches, backbones = {}, {}
+    for tower, info in run.info["towers"].items():
+        caches[tower] = open_cache(info["cache"], run.path, places[tower], f"{tower}_cache")
+        backbones[tower] = recorded_backbone(
+            caches[tower], config, names[tower], f"{tower}_backbone"
+        )
+    text, media = backbones["text"], backbones["media"]
+    if not isinstance(text, TextBackbone) or not isinstance(media, ImageBackbone):
+        raise ExportError(
+            f"{text.name} and {media.name} are no text model and image model, as the towers need"
+        )
+    return RetrievalJob(
+        trained_towers(run, media.modality),
+        text,
+        media,
+        text_cache=caches["text"],
+        media_cache=caches["media"],
+        samples=config.samples,
+    )
+
+
+def _refuse(config: ExportConfig, *names: str, kind: str) -> None:
+    """Refuse options that a run of this kind would ignore."""
+    given = [name for name in names if getattr(config, name) is not None]
+    if given:
+        known = (
+            "text_backbone, media_backbone, text_cache, media_cache"
+            if kind == "retrieval"
+            else "backbone, cache"
+        )
+        raise ExportError(
+            f"{', '.join(given)}: not options of a run of kind {kind}; its own are {known}"
+        )
+
+
+def exportable(run: Run, cache_path: Path) -> TrainedClassifier:
     """Collect what an exported folder needs from a run: weights, examples, metrics, settings."""
     dataset = load_dataset(run.data)
     splits = sorted(dataset.splits, key=lambda name: (name == "train", name == "dev"))
-    settings = dict(run.info["config"])
-    return Exportable(
+    return TrainedClassifier(
         classifier=run.classifier(),
         taps=run.taps,
         labels=run.labels,
         segments=run.info["model"]["segments"],
         unscale=run_task(run, dataset).unscale,
         rows=[example.inputs for name in splits for example in dataset.splits[name]],
-        metrics={split: _intervals(run, split, cache_path) for split in run.info["metrics"]},
-        data=_without_folders(settings.pop("data")) | {"examples": run.info["examples"]},
-        training={k: v for k, v in settings.items() if k not in ("cache", "out")},
+        facts=_facts(
+            run, {split: _intervals(run, split, cache_path) for split in run.info["metrics"]}
+        ),
+    )
+
+
+def trained_towers(run: Run, modality: Modality) -> TrainedTowers:
+    """Collect what an exported folder needs from a retrieval run of pictures or clips."""
+    dataset = load_retrieval(RetrievalData.build(run.info["config"]["data"]))
+    return TrainedTowers(
+        towers=run.towers(),
+        text_taps=run.tower_taps("text"),
+        media_taps=run.tower_taps("media"),
+        texts=[x for _, x in dataset.inputs("text") if isinstance(x, TextInput)],
+        media=[x for _, x in dataset.inputs(modality) if not isinstance(x, TextInput)],
+        facts=_facts(run, run.info["metrics"]),
+    )
+
+
+def _facts(run: Run, metrics: Mapping[str, Any]) -> Facts:
+    settings = dict(run.info["config"])
+    data = _without_folders(settings.pop("data")) | {"examples": run.info.get("examples")}
+    places = ("cache", "text_cache", "media_cache", "out")
+    return Facts(
+        metrics=metrics,
+        data=data,
+        training={k: v for k, v in settings.items() if k not in places},
     )
 
 
@@ -144,5 +264,6 @@ def _intervals(run: Run, split: str, cache_path: Path) -> dict[str, Any]:
 
 def _without_folders(data: dict[str, Any]) -> dict[str, Any]:
     """Return a data configuration with the names of its files instead of their paths."""
-    files = {name: Path(data[name]).name for name in ("train", "dev", "test") if data.get(name)}
+    places = ("train", "dev", "test", "media")
+    files = {name: Path(data[name]).name for name in places if data.get(name)}
     return {name: value for name, value in data.items() if value is not None} | files

@@ -1,27 +1,29 @@
-"""Traced artefacts of a fused model: a `torch.export` archive and an ONNX file.
+"""Traced artefacts of a fused model: `torch.export` archives and ONNX files.
 
-Both take `input_ids`, `attention_mask` (and `token_type_ids` where the model uses them), int64
-[batch, length] with any batch and length, and give `logits` [batch, labels] and `confidence`
-[batch, taps]. Cost: one symbolic trace each, a few seconds, and the weights once more on disk.
+A classifier is one artefact, a two-tower model one a tower. Texts are int64 [batch, length] of any
+batch and length (`input_ids`, `attention_mask`, and `token_type_ids` where the model uses them),
+pictures float32 [batch, 3, height, width] with any batch. Cost: one symbolic trace each, a few
+seconds, and the weights once more on disk.
 """
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 
-PT2_FILE = "model.pt2"
-ONNX_FILE = "model.onnx"
-OUTPUTS = ("logits", "confidence")
+Form = Literal["torch_export", "onnx"]
 Runner = Callable[[Mapping[str, Tensor]], Tensor]
-"""Maps padded inputs, int64 [B, L] each, to logits [B, labels]."""
+"""Maps the inputs of a batch to its logits [B, labels] or embeddings [B, E]."""
+TEXT_AXES = {0: "batch", 1: "length"}
+PICTURE_AXES = {0: "batch"}
 
 _EXPORTER_NOISE = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -33,66 +35,63 @@ class ExtraMissing(PipelineError, ImportError):  # noqa: N818 (reads as what is 
     """An optional dependency is not installed."""
 
 
-class _Traceable(nn.Module):
-    """Tensors in, tensors out: the signature of the traced artefacts."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            output_confidence=True,
-        )
-        return output.logits, output.confidence
+def eager_runner(function: Runner) -> Runner:
+    """Run the model itself, without gradients."""
+    return torch.inference_mode()(function)
 
 
-def eager_runner(model: Any) -> Runner:
-    """Run the model itself."""
+@dataclass(frozen=True, kw_only=True)
+class Traceable:
+    """What is traced of a fused model, and how.
 
-    @torch.inference_mode()
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = model(**inputs).logits
-        return logits
-
-    return run
-
-
-def write_pt2(model: nn.Module, example: Mapping[str, Tensor], folder: Path) -> Runner:
-    """Write `PT2_FILE` and return a runner of the file as read back.
-
-    Args:
-        model: a fused model in eval mode.
-        example: its inputs, int64 [B, L] each with B and L at least 2.
-        folder: where to write.
+    Attributes:
+        name: of the files, without suffix.
+        module: tensors in, a tuple of tensors out; in eval mode.
+        example: its inputs by name; dynamic axes of at least 2.
+        outputs: names of its outputs; the first is compared with the cache.
+        axes: dynamic axes of every input, by name.
     """
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+
+    name: str
+    module: nn.Module
+    example: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    axes: Mapping[int, str]
+
+    def write(self, form: Form, folder: Path) -> Runner:
+        """Write the artefact to `folder` and return a runner of the file as read back.
+
+        Raises:
+            ExtraMissing: for ONNX, its packages are not installed.
+        """
+        return write_pt2(self, folder) if form == "torch_export" else write_onnx(self, folder)
+
+
+def write_pt2(traced: Traceable, folder: Path) -> Runner:
+    """Write a `torch.export` archive and return a runner of the file as read back."""
+    axes = dict.fromkeys(traced.axes, torch.export.Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(
-            _Traceable(model).eval(),
+            traced.module.eval(),
             (),
-            kwargs=dict(example),
-            dynamic_shapes=dict.fromkeys(example, axes),
+            kwargs=dict(traced.example),
+            dynamic_shapes=dict.fromkeys(traced.example, axes),
             strict=False,
         )
-    torch.export.save(program, folder / PT2_FILE)
-    loaded = torch.export.load(folder / PT2_FILE).module()
+    path = folder / f"{traced.name}.pt2"
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
 
     @torch.inference_mode()
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = loaded(**inputs)[0]
-        return logits
+        found: Tensor = loaded(**inputs)[0]
+        return found
 
     return run
 
 
-def write_onnx(model: nn.Module, example: Mapping[str, Tensor], folder: Path) -> Runner:
-    """Write `ONNX_FILE` (weights beyond 2 GB beside it) and return a runner on onnxruntime.
+def write_onnx(traced: Traceable, folder: Path) -> Runner:
+    """Write ONNX (weights beyond 2 GB beside it) and return a runner on onnxruntime.
 
     Raises:
         ExtraMissing: onnx, onnxscript or onnxruntime is not installed.
@@ -100,24 +99,25 @@ def write_onnx(model: nn.Module, example: Mapping[str, Tensor], folder: Path) ->
     runtime = require_onnx()
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            _Traceable(model).eval(),
+            traced.module.eval(),
             (),
-            kwargs=dict(example),
-            dynamic_shapes={name: {0: "batch", 1: "length"} for name in example},
-            input_names=list(example),
-            output_names=list(OUTPUTS),
+            kwargs=dict(traced.example),
+            dynamic_shapes={name: dict(traced.axes) for name in traced.example},
+            input_names=list(traced.example),
+            output_names=list(traced.outputs),
             dynamo=True,
             optimize=False,  # onnxscript takes `+ 1e-8` for `+ 0`; runtimes optimise anyway
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    program.save(folder / ONNX_FILE)
-    session = runtime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    path = folder / f"{traced.name}.onnx"
+    program.save(path)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         values = {name: value.numpy() for name, value in inputs.items()}
-        return torch.from_numpy(session.run([OUTPUTS[0]], values)[0])
+        return torch.from_numpy(session.run([traced.outputs[0]], values)[0])
 
     return run
 

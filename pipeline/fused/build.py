@@ -1,24 +1,35 @@
-"""Builds a fused model, its tokenizer and its inputs from a backbone and a trained classifier.
+"""Builds fused models, their tokenizers and their inputs from backbones and trained side networks.
 
 Cost: the weights once more in memory, as the fused model shares none with what it is built from.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbones import TextBackbone
+from pipeline.backbones.base import Backbone
+from pipeline.backbones.convnets.config import ConvNetConfig
+from pipeline.backbones.image import ImageBackbone
+from pipeline.backbones.video import VideoBackbone
 from pipeline.errors import PipelineError
 from pipeline.fused.configuration_unipt import UniPTConfig
+from pipeline.fused.configuration_unipt_retrieval import UniPTRetrievalConfig
 from pipeline.fused.modeling_unipt import UniPTForSequenceClassification
-from pipeline.fused.package import AUTO_MAP
+from pipeline.fused.modeling_unipt_retrieval import CONVNETS, UniPTForRetrieval
+from pipeline.fused.package import PACKAGES
 from pipeline.fused.tokenizer import joint_tokenizer, separate_tokenizer, special_tokens
-from pipeline.inputs import TextInput
+from pipeline.inputs import Input, TextInput
 from unipt.classifier import SideClassifier
+from unipt.towers import TwoTowers
+
+CLIP_FRAMES = (1.0, 12)
+"""Frames a second and most frames of a clip, for a model of pictures that is shown one."""
 
 
 class ExportError(PipelineError, ValueError):
@@ -47,8 +58,92 @@ def build_fused(
     Raises:
         ExportError: the backbone's class is not part of transformers, or a tap is unknown.
     """
+    separate = segments == 2
+    config = UniPTConfig(
+        **backbone_spec(backbone, taps, storage_type),
+        side_config=classifier.config,
+        token_types=backbone.token_types,
+        segments=segments,
+        segment_length=backbone.max_length if separate else None,
+        segment_suffix=len(special_tokens(backbone.tokenizer)[1]) if separate else 0,
+        id2label=dict(enumerate(labels or ["score"])),
+        label2id={label: i for i, label in enumerate(labels or ["score"])},
+        problem_type="single_label_classification" if labels else "regression",
+        pad_token_id=backbone.pad_id,
+        auto_map=dict(PACKAGES["unipt"].auto_map),
+    )
+    fused = UniPTForSequenceClassification(config)
+    _fill(fused.backbone, backbone)
+    fused.side_classifier.load_state_dict(classifier.state_dict())
+    fused.requires_grad_(False).train(False)
+    return fused
+
+
+def build_retrieval(
+    text: TextBackbone,
+    media: ImageBackbone,
+    towers: TwoTowers,
+    *,
+    text_taps: Sequence[str],
+    media_taps: Sequence[str],
+    text_storage: str = "float32",
+    media_storage: str = "float32",
+) -> UniPTForRetrieval:
+    """Put two backbones and two side towers together; the backbones' weights keep their types.
+
+    Args:
+        text: the frozen text model its cache came from.
+        media: the frozen image model its cache came from, of pictures or of clips.
+        towers: the trained side towers.
+        text_taps: taps of the text tower, in its order; the last is the anchor.
+        media_taps: taps of the media tower.
+        text_storage: number type of the text tower's cache.
+        media_storage: number type of the media tower's cache.
+
+    Raises:
+        ExportError: a backbone's class cannot be shipped, or a tap is unknown.
+    """
+    clips = (media.fps, media.max_frames) if isinstance(media, VideoBackbone) else CLIP_FRAMES
+    shapes = {tap.name: list(tap.shape) for tap in media.taps}
+    config = UniPTRetrievalConfig(
+        text_tower=backbone_spec(text, text_taps, text_storage)
+        | {
+            "token_types": text.token_types,
+            "max_length": text.max_length,
+            "full_length": text.full_length,
+        },
+        media_tower=backbone_spec(media, media_taps, media_storage)
+        | {
+            "modality": media.modality,
+            "tap_shapes": {tap: shapes[tap] for tap in media_taps},
+            "arguments": dict(media.arguments),
+            "transform": media.transform.to_dict(),
+            "fps": clips[0],
+            "max_frames": clips[1],
+        },
+        towers=towers.config,
+        pad_token_id=text.pad_id,
+        auto_map=dict(PACKAGES["unipt_retrieval"].auto_map),
+    )
+    fused = UniPTForRetrieval(config)
+    _fill(fused.text_backbone, text)
+    _fill(fused.media_backbone, media)
+    fused.towers.load_state_dict(towers.state_dict())
+    fused.requires_grad_(False).train(False)
+    return fused
+
+
+def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) -> dict[str, Any]:
+    """Return what a fused model's configuration says of a backbone.
+
+    Raises:
+        ExportError: the backbone's class is neither part of transformers nor shipped, or it records
+            no such tap.
+    """
     name = type(backbone.model).__name__
-    if getattr(transformers, name, None) is not type(backbone.model):
+    config = backbone.model.config
+    shipped = name in CONVNETS and isinstance(config, ConvNetConfig)
+    if not shipped and getattr(transformers, name, None) is not type(backbone.model):
         raise ExportError(
             f"the backbone's class {type(backbone.model).__module__}.{name} is not part of "
             "transformers, so the exported folder could not load it"
@@ -58,30 +153,18 @@ def build_fused(
         raise ExportError(
             f"{backbone.name} records no tap {unknown}; it records {backbone.all_taps}"
         )
-    separate = segments == 2
-    config = UniPTConfig(
-        backbone_class=name,
-        backbone_config=backbone.config.to_dict(),
-        taps=taps,
-        tap_modules={tap: backbone.tap_modules[tap] for tap in taps},
-        side_config=classifier.config,
-        storage_type=storage_type,
-        token_types=backbone.token_types,
-        segments=segments,
-        segment_length=backbone.max_length if separate else None,
-        segment_suffix=len(special_tokens(backbone.tokenizer)[1]) if separate else 0,
-        id2label=dict(enumerate(labels or ["score"])),
-        label2id={label: i for i, label in enumerate(labels or ["score"])},
-        problem_type="single_label_classification" if labels else "regression",
-        pad_token_id=backbone.pad_id,
-        auto_map=dict(AUTO_MAP),
-    )
-    fused = UniPTForSequenceClassification(config)
-    fused.backbone.to(next(backbone.model.parameters()).dtype)
-    fused.backbone.load_state_dict(backbone.model.state_dict())
-    fused.side_classifier.load_state_dict(classifier.state_dict())
-    fused.requires_grad_(False).train(False)
-    return fused
+    return {
+        "backbone_class": name,
+        "backbone_config": asdict(config) if shipped else config.to_dict(),
+        "taps": list(taps),
+        "tap_modules": {tap: backbone.tap_modules[tap] for tap in taps},
+        "storage_type": storage_type,
+    }
+
+
+def _fill(module: nn.Module, backbone: Backbone) -> None:
+    module.to(next(backbone.model.parameters()).dtype)
+    module.load_state_dict(backbone.model.state_dict())
 
 
 def build_tokenizer(backbone: TextBackbone, segments: int) -> Any:
@@ -92,7 +175,7 @@ def build_tokenizer(backbone: TextBackbone, segments: int) -> Any:
 
 def model_inputs(
     tokenizer: Any,
-    rows: Sequence[Sequence[TextInput]],
+    rows: Sequence[Sequence[Input]],
     config: UniPTConfig,
     *,
     extra: int = 0,
@@ -109,8 +192,9 @@ def model_inputs(
         `input_ids`, `attention_mask`, and `token_type_ids` if the model uses them, [B, L] each.
     """
     separate = config.segments == 2
-    firsts = [row[0].text for row in rows]
-    seconds = [row[1].text if separate else row[0].pair for row in rows]
+    texts = [[item for item in row if isinstance(item, TextInput)] for row in rows]
+    firsts = [row[0].text for row in texts]
+    seconds = [row[1].text if separate else row[0].pair for row in texts]
     found: Mapping[str, Tensor] = tokenizer(
         firsts,
         None if seconds[0] is None else seconds,

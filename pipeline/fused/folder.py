@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.fused.package import PACKAGES
 from pipeline.training.files import sync_folder
 
 
@@ -37,11 +38,17 @@ def check_target(out: Path, *, force: bool) -> None:
 
 def is_export(folder: Path) -> bool:
     """Whether `folder` holds a fused model."""
+    return export_type(folder) is not None
+
+
+def export_type(folder: Path) -> str | None:
+    """Return the `model_type` of the fused model in `folder`, None if there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "unipt"
+        return None
+    found = config.get("model_type") if isinstance(config, dict) else None
+    return found if found in PACKAGES else None
 
 
 @contextmanager

@@ -7,20 +7,18 @@ Written into every exported folder and loaded from there by transformers; the si
 stand beside it.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from unipt.classifier import SideClassifier
-from unipt.recorder import TapRecorder
 
+from .backbone_unipt import accepted_arguments, build_backbone, record
 from .configuration_unipt import UniPTConfig
 
 
@@ -46,9 +44,9 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
 
     def __init__(self, config: UniPTConfig) -> None:
         super().__init__(config)
-        self.backbone = _build_backbone(config)
+        self.backbone = build_backbone(config.backbone_class, config.backbone_config)
         self.side_classifier = SideClassifier.from_config(config.side_config).float()
-        self._backbone_arguments = frozenset(inspect.signature(self.backbone.forward).parameters)
+        self._backbone_arguments = accepted_arguments(self.backbone)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(  # noqa: PLR0917 (the order of arguments is that of transformers)
@@ -98,23 +96,20 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         return tuple(output.values()) if return_dict is False else output
 
     def _record(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Run the backbone and return its taps, [N + 1, B, L, D], rounded as a cache rounds them.
-
-        Rounding errors are not noise: a nearly constant feature is rounded the same way every
-        time, and the side classifier was trained on the rounded values.
-        """
+        """Run the backbone; return its taps, [N + 1, B, L, D], rounded as a cache rounds them."""
         given = {"attention_mask": mask, "token_type_ids": token_type_ids, "use_cache": False}
         options = {
             k: v for k, v in given.items() if v is not None and k in self._backbone_arguments
         }
-        with TapRecorder(self.backbone, self.config.tap_modules) as recorder:
-            self.backbone(input_ids=input_ids, **options)
-        states = torch.stack([recorder.states[name] for name in self.config.taps])
-        stored = getattr(torch, self.config.storage_type)
-        if stored != torch.float32:
-            limit = torch.finfo(stored).max
-            states = states.float().clamp(-limit, limit).to(stored)
-        return states.to(next(self.side_classifier.parameters()).dtype)
+        states = record(
+            self.backbone,
+            self.config.tap_modules,
+            self.config.storage_type,
+            input_ids=input_ids,
+            **options,
+        )
+        stacked = torch.stack([states[name] for name in self.config.taps])
+        return stacked.to(next(self.side_classifier.parameters()).dtype)
 
     def _split(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
         """Turn joint rows [B, L] into rows [2B, W]: all first sentences, then all second ones.
@@ -143,15 +138,3 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         if self.config.problem_type == "regression":
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(-1))
         return F.cross_entropy(logits, labels.reshape(-1))
-
-
-def _build_backbone(config: UniPTConfig) -> PreTrainedModel:
-    backbone = getattr(transformers, config.backbone_class, None)
-    if not (isinstance(backbone, type) and issubclass(backbone, PreTrainedModel)):
-        raise ValueError(
-            f"transformers {transformers.__version__} has no model {config.backbone_class!r}: "
-            "install the version that config.json names, or a later one"
-        )
-    configured = AutoConfig.for_model(**config.backbone_config)
-    model: PreTrainedModel = backbone._from_config(configured)  # type: ignore[no-untyped-call]
-    return model

@@ -2,71 +2,142 @@
 
 transformers copies a model's file and, recursively, the files it imports with `from .name import`
 from the same folder; it follows neither sub-packages nor `from . import name`. So the needed files
-of `unipt/` are shipped flat and unchanged, and the one rewriting is `from unipt.name import` to
-`from .name import` in the modelling file. Cost: the closure is about ten small files.
+are shipped flat: those of `unipt/` and of this folder under their own names, others with their
+folder's name before theirs (`media/images.py` as `media_images.py`). The one rewriting is that of
+the imports among them. Cost: the closure is about 25 small files.
 """
 
 import ast
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pipeline
 import unipt
 from pipeline.errors import PipelineError
 
-HERE = Path(__file__).parent
-ENTRY_FILES = ("configuration_unipt.py", "modeling_unipt.py")
-AUTO_MAP = {
-    "AutoConfig": "configuration_unipt.UniPTConfig",
-    "AutoModelForSequenceClassification": "modeling_unipt.UniPTForSequenceClassification",
-}
+ROOTS = {"pipeline": Path(pipeline.__path__[0]), "unipt": Path(unipt.__path__[0])}
+OURS = (*ROOTS, "cache", "cli")
+HERE = "pipeline.fused"
+SHIPPABLE = (
+    *("unipt", HERE, "pipeline.media", "pipeline.backbones.convnets"),
+    *("pipeline.errors", "pipeline.backbones.shaping"),
+)
+"""Packages, and single modules, whose files may stand beside a model."""
+_IMPORT = re.compile(r"^(\s*from )([\w.]+)( import)", re.MULTILINE)
 
 
 class PackageError(PipelineError, RuntimeError):
-    """The side network's sources cannot be shipped beside a model."""
+    """A source file cannot be shipped beside a model."""
 
 
-def source_files() -> dict[str, str]:
+@dataclass(frozen=True)
+class Package:
+    """What a kind of fused model needs in its folder: two entry files and their names in it."""
+
+    configuration: str
+    modeling: str
+    auto_map: dict[str, str]
+
+
+PACKAGES = {
+    "unipt": Package(
+        "configuration_unipt",
+        "modeling_unipt",
+        {
+            "AutoConfig": "configuration_unipt.UniPTConfig",
+            "AutoModelForSequenceClassification": "modeling_unipt.UniPTForSequenceClassification",
+        },
+    ),
+    "unipt_retrieval": Package(
+        "configuration_unipt_retrieval",
+        "modeling_unipt_retrieval",
+        {
+            "AutoConfig": "configuration_unipt_retrieval.UniPTRetrievalConfig",
+            "AutoModel": "modeling_unipt_retrieval.UniPTForRetrieval",
+        },
+    ),
+}
+"""Packages by the `model_type` in config.json."""
+
+
+def source_files(model_type: str = "unipt") -> dict[str, str]:
     """Return file name -> text of everything an exported folder must hold to load.
 
     Raises:
-        PackageError: a file imports in a way that transformers' loader does not follow.
+        PackageError: a file imports in a way that transformers' loader does not follow, or
+            something that cannot be shipped.
     """
-    files = {name: _flatten((HERE / name).read_text(encoding="utf-8")) for name in ENTRY_FILES}
-    wanted = [name for text in files.values() for name in relative_imports(text)]
-    root = Path(unipt.__file__).parent
+    package = PACKAGES[model_type]
+    wanted = [f"{HERE}.{name}" for name in (package.configuration, package.modeling)]
+    files: dict[str, str] = {}
     while wanted:
-        name = f"{wanted.pop()}.py"
+        module = wanted.pop()
+        name = f"{flat_name(module)}.py"
         if name not in files:
-            files[name] = (root / name).read_text(encoding="utf-8")
-            wanted += relative_imports(files[name], source=name)
+            text = _path(module).read_text(encoding="utf-8")
+            files[name] = flatten(text, module)
+            wanted += needed_modules(text, module)
     return files
 
 
-def relative_imports(text: str, source: str = "the modelling file") -> list[str]:
-    """Return the names of the neighbouring modules that a source text imports.
+def flat_name(module: str) -> str:
+    """Return the name in an exported folder, without suffix, of a module of ours."""
+    package, _, name = module.rpartition(".")
+    return name if package in ("unipt", HERE) else f"{package.rpartition('.')[2]}_{name}"
+
+
+def needed_modules(text: str, module: str) -> list[str]:
+    """Return the modules of ours, by their full names, that the source of `module` imports.
 
     Raises:
-        PackageError: an import is not of the form `from .name import thing`.
+        PackageError: an import is not of the form `from .name import thing`, or is of something
+            that cannot be shipped.
     """
-    names = []
+    return [found for _, found in _imports(text, module)]
+
+
+def flatten(text: str, module: str) -> str:
+    """Return the source of `module` with the imports of ours made `from .name import`."""
+    names = dict(_imports(text, module))
+
+    def rewrite(match: re.Match[str]) -> str:
+        found = names.get(match[2])
+        return match[0] if found is None else f"{match[1]}.{flat_name(found)}{match[3]}"
+
+    return _IMPORT.sub(rewrite, text)
+
+
+def _imports(text: str, module: str) -> Iterator[tuple[str, str]]:
+    """Yield (what the source says, full name) of the modules of ours that it imports."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            absolute = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            absolute = [node.module or ""]
-        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if alias.name.split(".")[0] in OURS:
+                    raise PackageError(
+                        f"{module}, line {node.lineno}, imports {alias.name}: a shipped file "
+                        "cannot need this project; write `from .name import thing`"
+                    )
+        elif isinstance(node, ast.ImportFrom) and node.level:
             if node.level != 1 or not node.module or "." in node.module:
-                raise PackageError(f"{source}, line {node.lineno}: write `from .name import thing`")
-            names.append(node.module)
-            continue
-        else:
-            continue
-        if any(name.split(".")[0] in {"unipt", "cache", "pipeline"} for name in absolute):
-            raise PackageError(
-                f"{source} imports {absolute}: a shipped file cannot need this project"
-            )
-    return names
+                raise PackageError(f"{module}, line {node.lineno}: write `from .name import thing`")
+            full = f"{module.rpartition('.')[0]}.{node.module}"
+            yield f".{node.module}", _shippable(full, module)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+            yield str(node.module), _shippable(str(node.module), module)
 
 
-def _flatten(text: str) -> str:
-    return re.sub(r"^from unipt\.(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
+def _shippable(module: str, source: str) -> str:
+    package = module.rpartition(".")[0]
+    if not {module, package} & set(SHIPPABLE) or not _path(module).is_file():
+        raise PackageError(
+            f"{source} imports {module}: a shipped file cannot need this project beyond the files "
+            f"of {', '.join(SHIPPABLE)}"
+        )
+    return module
+
+
+def _path(module: str) -> Path:
+    root, *rest = module.split(".")
+    return ROOTS[root].joinpath(*rest).with_suffix(".py")

@@ -1,10 +1,12 @@
-"""Does an exported artefact give what training saw? Cached logits against the artefact's.
+"""Does an exported artefact give what training saw? Cached outputs against the artefact's.
 
-The reference is the trained side classifier on the cached, packed values. The artefact reads the
-same texts: one by one without padding, and in padded batches. Errors are compared with the scale of
-the logits, S = max(1, largest reference logit), a regression's being standardised first; the
-tolerance follows from the coarsest number type on the way, see `tolerance`. Cost: two
-passes of each artefact over the samples.
+The reference is the trained side network on the cached, packed values. The artefact reads the same
+texts, pictures or clips: one by one without padding, and in batches. Errors of logits are compared
+with their scale, S = max(1, largest reference logit), a regression's being standardised first. The
+error of an embedding is the length of the difference, relative to the longest reference (1 where
+they are normalised): by no more can any score with it differ. The tolerance follows from the
+coarsest number type on the way, see `tolerance`. Cost: two passes of each artefact over the
+samples.
 """
 
 import math
@@ -30,7 +32,9 @@ EXTRA_LENGTH = 3
 """Padding beyond the longest text of a batch, in tokens."""
 
 Encoder = Callable[[Sequence[int], int], dict[str, Tensor]]
-"""Maps sample positions and extra padding to the artefact's inputs, int64 [B, L] each."""
+"""Maps sample positions and extra padding to the artefact's inputs, by name."""
+Compare = Callable[[Tensor], tuple[Tensor, int]]
+"""Maps outputs [n, K] to relative errors, [n(, K)], and how many samples got another answer."""
 
 
 class ExportParityError(PipelineError, RuntimeError):
@@ -38,8 +42,31 @@ class ExportParityError(PipelineError, RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One thing to check: a classifier, or one tower.
+
+    Attributes:
+        runners: artefact name -> runner.
+        encode: gives the inputs of some samples, padded by some more tokens.
+        samples: how many there are.
+        compare: measures outputs of all samples.
+        types: number types on the way: storage, extraction's arithmetic, the exported weights.
+        scale: what the errors are relative to.
+        name: of the tower; empty for a classifier.
+    """
+
+    runners: Mapping[str, Runner]
+    encode: Encoder
+    samples: int
+    compare: Compare
+    types: Mapping[str, str]
+    scale: float
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityRow:
-    """How one artefact did at one batch size; errors are relative to the logits' scale."""
+    """How one artefact did at one batch size; errors are relative to the outputs' scale."""
 
     artefact: str
     batch: int
@@ -47,6 +74,12 @@ class ParityRow:
     max_error: float
     mean_error: float
     changed: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number, and within the tolerance."""
+        return self.max_error <= self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +89,10 @@ class ParityReport:
     Attributes:
         samples: number of replayed samples.
         types: number types on the way: storage, extraction's arithmetic, the exported weights.
-        scale: S, the scale of the logits.
-        tolerance: largest allowed error, relative to `scale`.
-        rows: one per artefact and batch size.
+        scale: of the outputs: what errors are relative to.
+        tolerance: largest allowed error, relative to `scale`; of two towers, the laxer one's.
+        rows: one per artefact and batch size, each with the tolerance of its tower.
+        outputs: what is compared, "logits" or "embeddings".
     """
 
     samples: int
@@ -66,16 +100,17 @@ class ParityReport:
     scale: float
     tolerance: float
     rows: tuple[ParityRow, ...]
+    outputs: str = "logits"
 
     @property
     def worst(self) -> float:
-        """The largest error, relative to the logits' scale; not a number if an output is not."""
+        """The largest error, relative to the outputs' scale; not a number if an output is not."""
         return max((row.max_error for row in self.rows), key=lambda e: (math.isnan(e), e))
 
     @property
     def passed(self) -> bool:
         """Whether every artefact stays within the tolerance."""
-        return bool(self.rows) and self.worst <= self.tolerance
+        return bool(self.rows) and all(row.passed for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -83,17 +118,21 @@ class ParityReport:
 
     def render(self) -> str:
         """Return the report as a table."""
-        lines = [f"{'artefact':<14}{'batch':>6}{'length':>8}{'max error':>12}{'mean':>12}  changed"]
+        wide = max([14, *(len(row.artefact) + 2 for row in self.rows)])
+        lines = [
+            f"{'artefact':<{wide}}{'batch':>6}{'length':>8}{'max error':>12}{'mean':>12}  changed"
+        ]
         lines += [
-            f"{r.artefact:<14}{r.batch:>6}{r.length:>8}{r.max_error:>12.2e}{r.mean_error:>12.2e}"
+            f"{r.artefact:<{wide}}{r.batch:>6}{r.length:>8}{r.max_error:>12.2e}{r.mean_error:>12.2e}"
             f"{r.changed:>9}"
             for r in self.rows
         ]
         types = ", ".join(f"{name} {value}" for name, value in self.types.items())
         verdict = "passed" if self.passed else "FAILED"
         lines.append(
-            f"parity {verdict}: worst {self.worst:.2e} of the logits' scale {self.scale:.3g} over "
-            f"{self.samples} samples, tolerance {self.tolerance:.2e} ({types})"
+            f"parity {verdict}: worst {self.worst:.2e} of the {self.outputs}' scale "
+            f"{self.scale:.3g} over {self.samples} samples, tolerance {self.tolerance:.2e} "
+            f"({types})"
         )
         return "\n".join(lines)
 
@@ -126,50 +165,96 @@ def tolerance(types: Mapping[str, str]) -> float:
     return max(FLOOR, *allowed)
 
 
-def replay(
+def logits_part(
     runners: Mapping[str, Runner],
     encode: Encoder,
     reference: Tensor,
     *,
     types: Mapping[str, str],
     unscale: tuple[float, float] = (1.0, 0.0),
-    batch: int = BATCH,
-) -> ParityReport:
-    """Run every artefact over the samples at batch 1 and at `batch`, and compare.
+) -> Part:
+    """Return the check of a classifier.
 
     Args:
         runners: artefact name -> runner.
-        encode: gives the inputs of some samples, padded by some more tokens.
+        encode: see `Part`.
         reference: cached-path logits [n, labels].
         types: number types on the way, by role.
         unscale: deviation and mean of a regression's targets; (1, 0) for classes.
-        batch: the second batch size.
     """
     deviation, mean = unscale
-    reference = (reference - mean) / deviation
-    scale = max(1.0, float(reference.abs().max()))
-    rows = []
-    for name, run in runners.items():
-        for size in (1, min(batch, len(reference))):
-            logits, length = _run_all(run, encode, len(reference), size)
-            found = (logits - mean) / deviation
-            error, changed = _compare(found, reference, scale)
-            rows.append(
-                ParityRow(
-                    artefact=name,
-                    batch=size,
-                    length=length,
-                    max_error=float(error.max()),
-                    mean_error=float(error.mean()),
-                    changed=changed,
-                )
-            )
-    return ParityReport(
+    wanted = (reference - mean) / deviation
+    scale = max(1.0, float(wanted.abs().max()))
+    several = wanted.shape[1] > 1
+
+    def compare(logits: Tensor) -> tuple[Tensor, int]:
+        found = (logits - mean) / deviation
+        changed = int((found.argmax(1) != wanted.argmax(1)).sum()) if several else 0
+        return (found - wanted).abs() / scale, changed
+
+    return Part(
+        runners=runners,
+        encode=encode,
         samples=len(reference),
-        types=dict(types),
+        compare=compare,
+        types=types,
         scale=scale,
-        tolerance=tolerance(types),
+    )
+
+
+def embeddings_part(
+    name: str,
+    runners: Mapping[str, Runner],
+    encode: Encoder,
+    reference: Tensor,
+    gallery: Tensor,
+    *,
+    types: Mapping[str, str],
+) -> Part:
+    """Return the check of a tower.
+
+    Args:
+        name: of the tower.
+        runners: artefact name -> runner.
+        encode: see `Part`.
+        reference: cached-path embeddings [n, E].
+        gallery: cached-path embeddings of the other tower, [m, E]; a sample whose nearest there
+            is another one counts as changed.
+        types: number types on the way, by role.
+    """
+    scale = float(reference.norm(dim=1).max())
+    nearest = (reference @ gallery.T).argmax(1)
+
+    def compare(found: Tensor) -> tuple[Tensor, int]:
+        changed = int(((found @ gallery.T).argmax(1) != nearest).sum())
+        return (found - reference).norm(dim=1) / scale, changed
+
+    return Part(
+        runners=runners,
+        encode=encode,
+        samples=len(reference),
+        compare=compare,
+        types=types,
+        scale=scale,
+        name=name,
+    )
+
+
+def replay(parts: Sequence[Part], *, outputs: str = "logits", batch: int = BATCH) -> ParityReport:
+    """Run every artefact of every part over its samples at batch 1 and at `batch`, and compare."""
+    rows: list[ParityRow] = []
+    types: dict[str, str] = {}
+    for part in parts:
+        types |= {f"{part.name} {role}".strip(): name for role, name in part.types.items()}
+        for artefact, run in part.runners.items():
+            rows += [_row(part, artefact, run, size) for size in (1, min(batch, part.samples))]
+    return ParityReport(
+        samples=sum(part.samples for part in parts),
+        types=types,
+        scale=max(part.scale for part in parts),
+        tolerance=max(tolerance(part.types) for part in parts),
         rows=tuple(rows),
+        outputs=outputs,
     )
 
 
@@ -177,27 +262,37 @@ def check(report: ParityReport) -> None:
     """Raise `ExportParityError`, with the whole table, unless the report passed."""
     if not report.passed:
         raise ExportParityError(
-            "the exported model does not reproduce the cached logits, so nothing was written:\n"
+            f"the exported model does not reproduce the cached {report.outputs}, so nothing was "
+            "written:\n"
             f"{report.render()}\nIs the cache from this backbone and this version of transformers? "
             "`verify` checks the cache; extracting again and retraining sets both right"
         )
 
 
-def _run_all(run: Runner, encode: Encoder, n: int, size: int) -> tuple[Tensor, int]:
+def _row(part: Part, artefact: str, run: Runner, size: int) -> ParityRow:
     found, longest = [], 0
-    for positions in _batches(n, size):
-        inputs = encode(positions, 0 if size == 1 else EXTRA_LENGTH)
-        longest = max(longest, inputs["input_ids"].shape[1])
+    for positions in _batches(part.samples, size):
+        inputs = part.encode(positions, 0 if size == 1 else EXTRA_LENGTH)
+        longest = max(longest, _length(inputs))
         found.append(run(inputs).float().cpu())
-    return torch.cat(found), longest
+    errors, changed = part.compare(torch.cat(found))
+    return ParityRow(
+        artefact=f"{part.name} {artefact}".strip(),
+        batch=size,
+        length=longest,
+        max_error=float(errors.max()),
+        mean_error=float(errors.mean()),
+        changed=changed,
+        tolerance=tolerance(part.types),
+    )
 
 
 def _batches(n: int, size: int) -> Iterator[Sequence[int]]:
     return (range(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _compare(found: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, int]:
-    """Return the relative errors [n, labels] and how many rows have another largest logit."""
-    several = wanted.shape[1] > 1
-    changed = int((found.argmax(1) != wanted.argmax(1)).sum()) if several else 0
-    return (found - wanted).abs() / scale, changed
+def _length(inputs: Mapping[str, Tensor]) -> int:
+    """Return the tokens of a row, the frames of the longest clip, or 1 for pictures."""
+    if "input_ids" in inputs:
+        return inputs["input_ids"].shape[1]
+    return int(inputs["frame_counts"].max()) if "frame_counts" in inputs else 1

@@ -1,10 +1,11 @@
-"""Cached samples to replay: which ones, and what the trained classifier says to them.
+"""Cached samples to replay: which ones, and what the trained side network says to them.
 
-Cost: one read of the chosen samples (64 sentences of 13 BERT-base taps: about 40 MB).
+Cost: one read of the chosen samples (64 sentences of 13 BERT-base taps: about 40 MB; a tower reads
+`CHUNK` samples at a time, as maps are large).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,38 +14,28 @@ from torch import Tensor
 
 from cache import Cache
 from pipeline.fused.build import ExportError
-from pipeline.inputs import KEY_BYTES, TextInput
+from pipeline.inputs import KEY_BYTES, Input
 from unipt.classifier import SideClassifier
+from unipt.towers import SideTower
 
-Row = tuple[TextInput, ...]
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Examples and their cached-path logits [n, labels]."""
-
-    rows: list[Row]
-    logits: Tensor
+Row = tuple[Input, ...]
+CHUNK = 8
+"""Samples of a tower whose states are in memory at a time."""
 
 
-def choose_replay(
-    cache: Cache,
-    classifier: SideClassifier,
-    taps: Sequence[str],
-    rows: Sequence[Row],
-    *,
-    samples: int,
-    seed: int = 0,
-) -> Replay:
-    """Choose up to `samples` of the examples, the longest one among them, and classify them.
+def choose_samples(
+    cache: Cache, rows: Sequence[Row], *, samples: int, seed: int = 0
+) -> tuple[list[Row], NDArray[np.int64]]:
+    """Choose up to `samples` of the examples, the longest one among them.
 
     Args:
-        cache: the cache the classifier was trained from.
-        classifier: the trained side classifier, in eval mode.
-        taps: its taps, in order.
+        cache: the cache that training read.
         rows: the examples' inputs; those that are not in the cache are passed over.
         samples: how many.
         seed: of the choice.
+
+    Returns:
+        The rows, and the cached samples of their inputs, int64 [n, S].
 
     Raises:
         ExportError: none of the examples is in the cache.
@@ -58,11 +49,11 @@ def choose_replay(
             "could not be checked: point to the cache and the data the run was trained with"
         )
     chosen = np.random.default_rng(seed).permutation(known)[:samples]
-    longest = known[cache.lengths["tokens"][found[known]].sum(axis=1).argmax()]
-    if longest not in chosen:
-        chosen[-1] = longest
-    logits = cached_logits(cache, classifier, taps, found[chosen])
-    return Replay(rows=[unique[i] for i in chosen], logits=logits)
+    for lengths in cache.lengths.values():
+        longest = known[lengths[found[known]].sum(axis=1).argmax()]
+        if longest not in chosen:
+            chosen[-1] = longest
+    return [unique[i] for i in chosen], found[chosen]
 
 
 @torch.inference_mode()
@@ -72,10 +63,31 @@ def cached_logits(
     """Classify cached samples [n] or [n, S] on their packed values; logits [n, labels]."""
     order = samples.T.reshape(-1)  # all first sentences, then all second ones
     values = cache.read(order, taps)
-    offsets = np.concatenate([[0], np.cumsum(cache.lengths["tokens"][order])])
     states = torch.stack([values[tap].float() for tap in taps])  # [n_taps, T, D]
-    logits: Tensor = classifier(states, offsets=torch.from_numpy(offsets)).logits
+    logits: Tensor = classifier(states, offsets=_offsets(cache, "tokens", order)).logits
     return logits.float()
+
+
+@torch.inference_mode()
+def cached_embeddings(
+    cache: Cache, tower: SideTower, taps: Sequence[str], samples: NDArray[np.int64]
+) -> Tensor:
+    """Embed cached samples [n] on their packed values; embeddings [n, E]."""
+    parts = []
+    for start in range(0, len(samples), CHUNK):
+        order = samples[start : start + CHUNK]
+        values = cache.read(order, taps)
+        *targets, anchor = (values[tap].float() for tap in taps)
+        bounds: dict[str, Any] = {
+            {"tokens": "offsets"}.get(axis, axis): _offsets(cache, axis, order)
+            for axis in cache.lengths
+        }
+        parts.append(tower(anchor, targets or [anchor], **bounds).vector)
+    return torch.cat(parts).float()
+
+
+def _offsets(cache: Cache, axis: str, samples: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(cache.lengths[axis][samples])]))
 
 
 def _find(cache: Cache, rows: Sequence[Row]) -> NDArray[np.int64]:

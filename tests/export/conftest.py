@@ -12,7 +12,8 @@ from tiny import DECODERS, SENTENCES, tiny_model, tiny_tokenizer
 from cache import Cache
 from pipeline.backbones import TextBackbone
 from pipeline.extract import extract_inputs
-from pipeline.fused.write import Exportable
+from pipeline.fused.classifier import ClassifierJob, TrainedClassifier
+from pipeline.fused.write import Facts
 from pipeline.inputs import TextInput
 from unipt import SideClassifier, SideNetworkConfig
 
@@ -22,11 +23,15 @@ PAIRS = tuple(zip(SENTENCES, SENTENCES[1:] + SENTENCES[:1], strict=True))
 
 @dataclass
 class Made:
-    """What `export_model` takes."""
+    """What a `ClassifierJob` takes."""
 
-    trained: Exportable
+    trained: TrainedClassifier
     backbone: TextBackbone
     cache: Cache
+
+    def job(self, samples: int = 64) -> ClassifierJob:
+        """What `export_model` takes."""
+        return ClassifierJob(self.trained, self.backbone, self.cache, samples)
 
 
 @pytest.fixture
@@ -62,16 +67,18 @@ def make(tmp_path: Path) -> Callable[..., Made]:
             widths=(16,) * (len(taps) - 1), anchor_width=16, side_width=8, out_width=16
         )
         classifier = SideClassifier(side=side, num_outputs=len(labels or "1"), segments=segments)
-        trained = Exportable(
+        trained = TrainedClassifier(
             classifier=classifier.eval(),
             taps=taps,
             labels=labels,
             segments=segments,
             unscale=unscale,
             rows=rows,
-            metrics={"test": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}}},
-            data={"task": "classification"},
-            training={"epochs": 1},
+            facts=Facts(
+                metrics={"test": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}}},
+                data={"task": "classification"},
+                training={"epochs": 1},
+            ),
         )
         return Made(trained, backbone, Cache.open(path))
 

@@ -13,8 +13,9 @@ import torch
 from tiny import SENTENCES
 
 from cache import FingerprintMismatch
-from pipeline.fused import artefacts
+from pipeline.fused import artefacts, classifier
 from pipeline.fused.build import ExportError
+from pipeline.fused.classifier import ClassifierJob
 from pipeline.fused.folder import OutputExists
 from pipeline.fused.loading import load_fused
 from pipeline.fused.parity import ExportParityError
@@ -49,7 +50,7 @@ def test_folders_load_where_the_project_is_not_importable(
     jobs, made = [], [make(), make(pair="separate")]
     for number, one in enumerate(made):
         out = tmp_path / f"out{number}"
-        export_model(one.trained, one.backbone, one.cache, out)
+        export_model(one.job(), out)
         pairs = one.trained.segments == 2
         jobs.append(
             (str(out), [_as_text(row) if pairs else row[0].text for row in one.trained.rows])
@@ -91,7 +92,7 @@ def test_cached_and_fused_agree_for_every_family(
     make: Callable[..., Any], tmp_path: Path, model_type: str, pair: str
 ) -> None:
     made = make(model_type, pair=pair, store="float32")
-    report = export_model(made.trained, made.backbone, made.cache, tmp_path / "out").parity
+    report = export_model(made.job(), tmp_path / "out").parity
     assert report.passed
     assert report.tolerance == pytest.approx(1e-4)
     assert report.worst < 2e-5
@@ -105,34 +106,32 @@ def test_torch_export_takes_any_batch_and_length(
 ) -> None:
     made = make(model_type, pair=pair, store="float32")
     out = tmp_path / "out"
-    report = export_model(made.trained, made.backbone, made.cache, out, torch_export=True)
+    report = export_model(made.job(), out, forms=("torch_export",))
     rows = [row for row in report.parity.rows if row.artefact == "torch_export"]
     assert [row.batch for row in rows] == [1, len(SENTENCES)]
     assert max(row.max_error for row in rows) < 2e-5
-    assert artefacts.PT2_FILE in report.files
-    _check_other_sizes(torch.export.load(out / artefacts.PT2_FILE).module(), out)
+    assert "model.pt2" in report.files
+    _check_other_sizes(torch.export.load(out / "model.pt2").module(), out)
 
 
 def test_a_single_pair_is_traced_for_any_batch(make: Callable[..., Any], tmp_path: Path) -> None:
     made = make(pair="separate", store="float32")
     out = tmp_path / "out"
-    report = export_model(
-        made.trained, made.backbone, made.cache, out, torch_export=True, samples=1
-    ).parity
+    report = export_model(made.job(samples=1), out, forms=("torch_export",)).parity
     assert report.passed
     assert [(r.artefact, r.batch) for r in report.rows[2:]] == [("torch_export", 1)] * 2
-    _check_other_sizes(torch.export.load(out / artefacts.PT2_FILE).module(), out)
+    _check_other_sizes(torch.export.load(out / "model.pt2").module(), out)
 
 
 def test_onnx_takes_any_batch_and_length(make: Callable[..., Any], tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     made = make("distilbert", pair="separate", store="float32")
     out = tmp_path / "out"
-    report = export_model(made.trained, made.backbone, made.cache, out, onnx=True)
+    report = export_model(made.job(), out, forms=("onnx",))
     rows = [row for row in report.parity.rows if row.artefact == "onnx"]
     assert [row.batch for row in rows] == [1, len(SENTENCES)]
     assert max(row.max_error for row in rows) < 5e-5
-    session = ort.InferenceSession(out / artefacts.ONNX_FILE)
+    session = ort.InferenceSession(out / "model.onnx")
     assert [i.shape for i in session.get_inputs()] == [["batch", "length"]] * 3
     assert [o.name for o in session.get_outputs()] == ["logits", "confidence"]
 
@@ -164,7 +163,7 @@ def test_regression_gives_the_units_of_the_target(make: Callable[..., Any], tmp_
     with torch.no_grad():
         made.trained.classifier.head[-1].weight.mul_(20.0)
         made.trained.classifier.head[-1].bias.add_(300.0)
-    report = export_model(made.trained, made.backbone, made.cache, tmp_path / "out")
+    report = export_model(made.job(), tmp_path / "out")
     assert report.parity.scale < 10  # standardised, not 300
     from transformers import pipeline
 
@@ -181,7 +180,7 @@ def test_half_precision_weights_stay_half_and_the_side_stays_float(
     made = make()
     made.backbone.fingerprint_parts()  # the digest is of the checkpoint, before it is cast
     made.backbone.model.half()
-    report = export_model(made.trained, made.backbone, made.cache, tmp_path / "out")
+    report = export_model(made.job(), tmp_path / "out")
     model, _ = load_fused(tmp_path / "out")
     assert {p.dtype for p in model.backbone.parameters()} == {torch.float16}
     assert {p.dtype for p in model.side_classifier.parameters()} == {torch.float32}
@@ -194,15 +193,13 @@ def test_a_wrong_model_is_refused_and_nothing_is_left(
     made = make()
     runner = artefacts.eager_runner
 
-    def perturbed(model: Any) -> artefacts.Runner:
-        with torch.no_grad():
-            model.backbone.encoder.layer[1].output.dense.weight.mul_(1.5)
-        return runner(model)
+    def perturbed(function: artefacts.Runner) -> artefacts.Runner:
+        return runner(lambda inputs: function(inputs) * 1.5)
 
-    monkeypatch.setattr(artefacts, "eager_runner", perturbed)
+    monkeypatch.setattr(classifier, "eager_runner", perturbed)
     folder = tmp_path / "exports"
     with pytest.raises(ExportParityError, match="FAILED"):
-        export_model(made.trained, made.backbone, made.cache, folder / "out")
+        export_model(made.job(), folder / "out")
     assert list(folder.iterdir()) == []
 
 
@@ -212,13 +209,13 @@ def test_another_backbone_is_refused_with_the_difference(
     made = make()
     other = make("bert", max_length=11, pair="joint")
     with pytest.raises(FingerprintMismatch, match=r"max_length: cached 12, now 11"):
-        export_model(made.trained, other.backbone, made.cache, tmp_path / "out")
+        export_model(ClassifierJob(made.trained, other.backbone, made.cache), tmp_path / "out")
 
 
 def test_examples_outside_the_cache_are_refused(make: Callable[..., Any], tmp_path: Path) -> None:
     made, other = make(), make("bert", pair="joint")
     with pytest.raises(ExportError, match="none of the run's 5 examples"):
-        export_model(other.trained, made.backbone, made.cache, tmp_path / "out")
+        export_model(ClassifierJob(other.trained, made.backbone, made.cache), tmp_path / "out")
 
 
 def test_existing_folders_are_kept(make: Callable[..., Any], tmp_path: Path) -> None:
@@ -228,14 +225,14 @@ def test_existing_folders_are_kept(make: Callable[..., Any], tmp_path: Path) -> 
     (out / "thesis.txt").write_text("years of work")
     for force in (False, True):  # force replaces exported models, nothing else
         with pytest.raises(OutputExists, match="no exported model"):
-            export_model(made.trained, made.backbone, made.cache, out, force=force)
+            export_model(made.job(), out, force=force)
     assert (out / "thesis.txt").read_text() == "years of work"
     (out / "thesis.txt").unlink()
-    export_model(made.trained, made.backbone, made.cache, out)
+    export_model(made.job(), out)
     (out / "stale.bin").write_text("old")
     with pytest.raises(OutputExists, match="force"):
-        export_model(made.trained, made.backbone, made.cache, out)
-    report = export_model(made.trained, made.backbone, made.cache, out, force=True)
+        export_model(made.job(), out)
+    report = export_model(made.job(), out, force=True)
     assert sorted(report.files) == sorted(path.name for path in out.iterdir())
     assert "stale.bin" not in report.files
 
@@ -244,7 +241,7 @@ def test_the_card_and_the_report_say_what_was_measured(
     make: Callable[..., Any], tmp_path: Path
 ) -> None:
     made = make()
-    report = export_model(made.trained, made.backbone, made.cache, tmp_path / "out")
+    report = export_model(made.job(), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| test | accuracy | 0.9000 (0.8000 to 0.9500) |" in card
     assert made.cache.fingerprint.mapping["weights"]["sha256"] in card

@@ -1,5 +1,6 @@
 """The parts of an export on their own: sources, tokenizers, tolerance, splitting of pairs."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,15 @@ import torch
 from tiny import SENTENCES, tiny_tokenizer
 
 from pipeline.backbones.fingerprint import tokenizer_digest
-from pipeline.fused.package import PackageError, relative_imports, source_files
-from pipeline.fused.parity import ExportParityError, check, replay, tolerance
+from pipeline.fused.package import PACKAGES, PackageError, needed_modules, source_files
+from pipeline.fused.parity import (
+    ExportParityError,
+    check,
+    embeddings_part,
+    logits_part,
+    replay,
+    tolerance,
+)
 from pipeline.fused.tokenizer import (
     TokenizerError,
     joint_tokenizer,
@@ -18,17 +26,28 @@ from pipeline.fused.tokenizer import (
 )
 
 
-def test_sources_are_flat_unchanged_and_closed() -> None:
+@pytest.mark.parametrize("model_type", PACKAGES)
+def test_sources_are_flat_and_closed(model_type: str) -> None:
     import unipt
 
-    files = source_files()
-    assert {"configuration_unipt.py", "modeling_unipt.py", "classifier.py"} <= files.keys()
+    files = source_files(model_type)
+    package = PACKAGES[model_type]
+    assert {f"{package.configuration}.py", f"{package.modeling}.py", "recorder.py"} <= files.keys()
     for name, text in files.items():
-        assert {f"{needed}.py" for needed in relative_imports(text)} <= files.keys()
-        if "_unipt" not in name:
-            assert (Path(unipt.__path__[0]) / name).read_text(encoding="utf-8") == text
-    assert "from unipt" not in files["modeling_unipt.py"]
-    assert "from .recorder import TapRecorder" in files["modeling_unipt.py"]
+        tree = ast.parse(text)
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert {f"{node.module}.py" for node in nodes if node.level} <= files.keys()
+        absolute = {str(node.module).split(".")[0] for node in nodes if not node.level}
+        assert not absolute & {"unipt", "pipeline", "cache"}
+        if (original := Path(unipt.__path__[0]) / name).is_file():
+            assert original.read_text(encoding="utf-8") == text
+
+
+def test_files_of_other_folders_keep_their_folder_in_their_name() -> None:
+    files = source_files("unipt_retrieval")
+    assert {"media_images.py", "convnets_config.py", "config.py"} <= files.keys()
+    assert "from .convnets_config import" in files["convnets_build.py"]
+    assert not {"media_images.py", "towers.py"} & source_files("unipt").keys()
 
 
 @pytest.mark.parametrize(
@@ -36,12 +55,15 @@ def test_sources_are_flat_unchanged_and_closed() -> None:
 )
 def test_imports_the_loader_does_not_follow_are_refused(text: str) -> None:
     with pytest.raises(PackageError, match="write `from"):
-        relative_imports(text)
+        needed_modules(text, "unipt.layers")
 
 
-def test_imports_of_this_project_are_refused() -> None:
+@pytest.mark.parametrize(
+    "text", ["import cache.reader", "from pipeline.train import train", "from pipeline import run"]
+)
+def test_imports_of_this_project_are_refused(text: str) -> None:
     with pytest.raises(PackageError, match="cannot need this project"):
-        relative_imports("import cache.reader")
+        needed_modules(text, "pipeline.media.images")
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -101,8 +123,33 @@ def test_a_wrong_or_missing_number_fails_the_report(value: float) -> None:
             found[1, 0] += value
         return found
 
-    report = replay({"eager": run}, encode, reference, types={"stored": "float16"})
-    assert [row.max_error <= report.tolerance for row in report.rows] == [True, False]
+    report = replay([logits_part({"eager": run}, encode, reference, types={"stored": "float16"})])
+    assert [row.passed for row in report.rows] == [True, False]
     assert [row.length for row in report.rows] == [1, 4]
     with pytest.raises(ExportParityError, match="FAILED"):
         check(report)
+
+
+def test_each_tower_is_held_to_its_own_tolerance() -> None:
+    exact, moved = torch.eye(3), torch.eye(3) + torch.tensor([0.0, 0.0, 0.01])
+
+    def encode(positions: Any, extra: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.tensor(list(positions))}
+
+    def part(name: str, found: torch.Tensor, stored: str) -> Any:
+        runners = {"eager": lambda inputs: found[inputs["pixel_values"]]}
+        types = {"stored": stored}
+        return embeddings_part(name, runners, encode, exact, exact.flip(0), types=types)
+
+    fine, lax = part("text", exact, "float32"), part("image", moved, "bfloat16")
+    report = replay([fine, lax], outputs="embeddings")
+    assert report.passed
+    assert report.types == {"text stored": "float32", "image stored": "bfloat16"}
+    assert [row.max_error for row in report.rows] == pytest.approx([0, 0, 0.01, 0.01])
+    report = replay([part("text", moved, "float32"), lax], outputs="embeddings")
+    assert not report.passed
+    assert report.worst < report.tolerance
+    with pytest.raises(ExportParityError, match="cached embeddings"):
+        check(report)
+    turned = replay([part("text", exact.roll(1, 0), "float32")]).rows[0]
+    assert turned.changed == 3

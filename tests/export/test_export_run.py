@@ -66,10 +66,14 @@ def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     places = trained(tmp_path, "classification")
     config = ExportConfig(run=places["run"], out=places["out"])
     run = Run.open(places["run"])
-    cache = open_cache(run)
+    cache = open_cache(run.info["cache"], run.path)
     cache.origin.clear()
     with pytest.raises(ExportError, match="as `backbone`"):
-        recorded_backbone(run, cache, config)
+        recorded_backbone(cache, config, None)
+    with pytest.raises(
+        ExportError, match=r"text_cache: not options .* its own are backbone, cache"
+    ):
+        export(config.model_copy(update={"text_cache": tmp_path}))
     save_tiny("bert", tmp_path / "other", seed=1)
     with pytest.raises(FingerprintMismatch, match=r"weights.sha256: cached"):
         export(config.model_copy(update={"backbone": str(tmp_path / "other")}))

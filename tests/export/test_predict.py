@@ -21,7 +21,7 @@ from pipeline.predict import PredictConfig, PredictError, Predictor, predict
 @pytest.fixture
 def folder(make: Callable[..., Any], tmp_path: Path) -> Path:
     made = make()
-    export_model(made.trained, made.backbone, made.cache, tmp_path / "model")
+    export_model(made.job(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -77,7 +77,7 @@ def test_tables_go_to_tsv(folder: Path, tmp_path: Path) -> None:
 def test_separate_pairs(make: Callable[..., Any], tmp_path: Path) -> None:
     made = make("gpt2", pair="separate")
     out = tmp_path / "model"
-    export_model(made.trained, made.backbone, made.cache, out)
+    export_model(made.job(), out)
     config = PredictConfig(model=out, text="a", text_pair="b", layout="jsonl", device="cpu")
     rows = [{"a": a.text, "b": b.text} for a, b in made.trained.rows]
     sink = io.StringIO()
