@@ -146,7 +146,7 @@ def compare_logits(
     cache: Cache, samples: Sequence[int], texts: Sequence[str], live: Live, work: Path
 ) -> list[tuple[str, parity.ParityReport]]:
     """Compare the logits on cached states with live and exported ones; return named reports."""
-    classifier, names = Run.open(work / "trained").model().eval(), [tap.name for tap in cache.taps]
+    classifier, names = Run.open(work / "trained").classifier(), [tap.name for tap in cache.taps]
     wanted = cached_logits(cache, classifier, names, np.asarray(samples))
     stored = str(cache.dtype).removeprefix("torch.")
     fused, tokenizer = load_fused(work / "model")
@@ -162,11 +162,11 @@ def compare_logits(
     rounded = {"stored": stored, "computed": "float32"}
     ways = [
         ("live", live.runner(classifier, cache.dtype), encode_live, rounded),
-        ("fused", eager_runner(fused), encode_fused, rounded),
+        ("fused", eager_runner(lambda x: fused(**x).logits), encode_fused, rounded),
         ("unrounded", live.runner(classifier, torch.float32), encode_live, {"states": stored}),
     ]
     return [
-        (name, parity.replay({name: runner}, encode, wanted, types=types))
+        (name, parity.replay([parity.logits_part({name: runner}, encode, wanted, types=types)]))
         for name, runner, encode, types in ways
     ]
 
