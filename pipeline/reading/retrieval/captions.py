@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reading.retrieval.config import RetrievalData
-from pipeline.reading.retrieval.files import NotJsonError, read_json
+from pipeline.reading.retrieval.files import NotJsonError, is_json_lines, read_json
 from pipeline.reading.retrieval.karpathy import is_karpathy, read_karpathy
 from pipeline.reading.retrieval.rows import CaptionRow, Reading, Readings
 from pipeline.reading.tables import DataError, Table, from_records, read_table
@@ -61,7 +61,9 @@ def read_captions(path: Path, split: str, config: RetrievalData) -> Readings:
         try:
             document = read_json(path, config.encoding_errors)
         except NotJsonError:
-            return {split: _rows(_table(path, config), config)}  # one object a line, perhaps
+            if not is_json_lines(path, config.encoding_errors):
+                raise
+            return {split: _rows(_table(path, config), config)}
         if is_karpathy(document):
             return read_karpathy(document, str(path))
         return {split: _rows(_document(document, path), config, noun="record")}
@@ -74,11 +76,11 @@ def _table(path: Path, config: RetrievalData) -> Table:
 
 def _document(document: Any, path: Path) -> Table:
     """Return the table of a JSON list of objects or mapping of file -> caption(s)."""
-    if isinstance(document, dict) and document:
-        if all(isinstance(value, str | list) for value in document.values()):
-            document = [{"media": name, "captions": text} for name, text in document.items()]
-        elif {"media", "caption", "captions"} & document.keys() or len(document) == 1:
+    if isinstance(document, dict):
+        if document.keys() & set(MEDIA) and document.keys() & set(CAPTIONS):
             document = [document]  # JSON lines of a single line
+        elif all(isinstance(value, str | list) for value in document.values()):
+            document = [{"media": name, "captions": text} for name, text in document.items()]
     if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
         raise DataError(
             f"{path} is no captions file: a JSON document must be a list of objects, a mapping "

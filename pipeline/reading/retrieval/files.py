@@ -41,7 +41,7 @@ def read_json(path: Path, errors: EncodingErrors) -> Any:
     Raises:
         NotJsonError: it does not parse.
         DataError: there is no such file, it is not UTF-8, or an object has a name twice (all but
-            the last value would be lost).
+            the last value would be lost), or it is nested too deeply.
     """
     text = read_text(path, errors)
 
@@ -58,4 +58,12 @@ def read_json(path: Path, errors: EncodingErrors) -> Any:
     except json.JSONDecodeError as error:
         raise NotJsonError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:
-        raise NotJsonError(f"{path} is not usable JSON: it is nested too deeply") from error
+        raise DataError(f"{path} is no usable JSON: it is nested too deeply") from error
+
+
+def is_json_lines(path: Path, errors: EncodingErrors) -> bool:
+    """Whether the first line of `path` is a JSON object by itself."""
+    try:
+        return isinstance(json.loads(read_text(path, errors).partition("\n")[0]), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False

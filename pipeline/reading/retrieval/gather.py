@@ -54,6 +54,8 @@ class _Gatherer:
         self.counts[row.item] = number + 1
         place = f"{row.item!r} ({row.place})"
         try:
+            if not row.item.strip():
+                raise BadRowError("the media name is missing")
             if row.item not in self.found:
                 self.found[row.item] = None
                 self.found[row.item] = self._open(row)
@@ -62,6 +64,8 @@ class _Gatherer:
                 return  # reported with its first row
             if row.group is not None and row.group != gathered.group:
                 raise BadRowError("an item's rows name several groups")
+            if isinstance(row.caption, dict | list | tuple):
+                raise BadRowError("the caption is not a text")
             text = checked_text(row.caption, "the caption")
         except BadRowError as reason:
             self.problems.add(str(reason), place)

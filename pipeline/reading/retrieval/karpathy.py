@@ -34,7 +34,7 @@ def read_karpathy(document: dict[str, Any], source: str) -> Readings:
         seen.add(name)
         texts = [_text(sentence) for sentence in sentences] or [None]
         reading.rows += [CaptionRow(name, name, text, place) for text in texts]
-    return {split: reading for split, reading in readings.items() if reading.rows}
+    return {split: each for split, each in readings.items() if each.rows or each.problems.places}
 
 
 def _fields(image: Any, where: str) -> tuple[str, str, list[Any]]:

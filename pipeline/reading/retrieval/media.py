@@ -1,12 +1,13 @@
 """Finds the files that captions speak of, below one folder and never outside it.
 
-A name is a path within the folder, the same without suffix, or a bare file name or stem anywhere
-below it. Costs one `stat` a name; names that are not paths cost one walk of the folder (1 s for
-100,000 files), and a symbolic link is followed, as the folder's owner has put it there.
+A name is a path within the folder, or the end of one below it; the suffix may be absent. Costs one
+`stat` a name, and one walk of the folder (1 s for 100,000 files). A symbolic link is followed, as
+the folder's owner has put it there.
 """
 
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -46,14 +47,24 @@ class MediaFolder:
             raise BadRowError("the media name is empty")
         if not _is_inside(name):
             raise BadRowError("the media name leaves the media folder")
-        if (path := self.root / name).is_file():
+        if _is_file(path := self.root / name):
             return path
-        for index in self._indices:
-            if found := index.get(name):
-                if len(found) > 1:
-                    raise BadRowError(f"several files fit ({first_few(found, 2)})")
-                return self.root / found[0]
-        raise BadRowError(f"there is no such file in {self.root}")
+        found = self._fitting(name)
+        if not found:
+            raise BadRowError(f"there is no such file in {self.root}")
+        if len(found) > 1:
+            raise BadRowError(f"several files fit ({first_few(found, 2)})")
+        return self.root / found[0]
+
+    def _fitting(self, name: str) -> list[str]:
+        """Return the files whose path, or path without suffix, is `name` or ends with "/name"."""
+        last = name.rpartition("/")[2]
+        found = [file for file in self._by_name.get(last, ()) if file.endswith("/" + name)]
+        if not found:
+            stems = {file: file[: -len(Path(file).suffix)] for file in self._by_stem.get(last, ())}
+            found = [file for file, stem in stems.items() if stem == name]
+            found = found or [file for file, stem in stems.items() if stem.endswith("/" + name)]
+        return found
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -67,17 +78,25 @@ class MediaFolder:
         return tuple(sorted(found))
 
     @cached_property
-    def _indices(self) -> tuple[dict[str, list[str]], ...]:
-        """The files by path without suffix, by bare name, and by stem."""
-        paths: dict[str, list[str]] = defaultdict(list)
-        names: dict[str, list[str]] = defaultdict(list)
-        stems: dict[str, list[str]] = defaultdict(list)
+    def _by_name(self) -> dict[str, list[str]]:
+        return self._index(lambda path: path.name)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return self._index(lambda path: path.stem)
+
+    def _index(self, key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
         for file in self.files:
-            path = PurePosixPath(file)
-            paths[str(path.with_suffix(""))].append(file)
-            names[path.name].append(file)
-            stems[path.stem].append(file)
-        return dict(paths), dict(names), dict(stems)
+            found[key(PurePosixPath(file))].append(file)
+        return dict(found)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a file name
+        return False
 
 
 def _is_inside(name: str) -> bool:

@@ -59,7 +59,7 @@ def _split(path: Path, mapping: dict[str, Any], config: RetrievalData) -> Readin
     captions = read_lines(path, config.encoding_errors)
     ids_path = path.with_name(path.name.replace("_caps.txt", "_ids.txt"))
     ids = [line.strip() for line in read_lines(ids_path, config.encoding_errors)]
-    if not ids or len(captions) % len(ids):
+    if not ids or not captions or len(captions) % len(ids):
         raise DataError(
             f"{path} has {len(captions)} captions and {ids_path} {len(ids)} identifiers; it takes "
             "one a caption, or one for every k captions"

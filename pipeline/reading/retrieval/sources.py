@@ -23,6 +23,8 @@ def read_readings(config: RetrievalData) -> Readings:
     for split, path in (("dev", config.dev), ("test", config.test)):
         if path is not None:
             found = _read(path, split, config)
+            if split not in found and len(found) > 1:
+                raise DataError(f"{path} holds no {split} rows; found: {', '.join(found)}")
             readings[split] = found.get(split) or next(iter(found.values()))
     return readings
 
