@@ -81,13 +81,22 @@ def slot_limit(
 
 
 def shard_blocks(
-    stacks: Sequence[Stack], rows: Mapping[str, int], slots: int, itemsize: int
+    stacks: Sequence[Stack],
+    lengths: Mapping[str, Ints],
+    rows: Mapping[str, int],
+    slots: int,
+    itemsize: int,
 ) -> int:
-    """Return the blocks of a shard: 16 of tokens; otherwise at most 16, in `SHARD_TARGET` bytes."""
+    """Return the blocks of a shard: 16 of tokens; otherwise at most 16, in `SHARD_TARGET` bytes.
+
+    Where the longest clip takes several blocks the number is a multiple of those, since no clip
+    straddles a shard.
+    """
     if all(stack.row_name == "token" for stack in stacks):
         return BLOCKS_PER_SHARD
     block = sum(
         len(stack.taps) * (rows[stack.axis] if stack.ragged else slots) * stack.width * itemsize
         for stack in stacks
     )
-    return max(1, min(BLOCKS_PER_SHARD, SHARD_TARGET // block))
+    clip = max([1, *(-(-int(lengths[a].max(initial=1)) // size) for a, size in rows.items())])
+    return max(1, min(BLOCKS_PER_SHARD, SHARD_TARGET // block) // clip) * clip

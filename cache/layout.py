@@ -133,7 +133,7 @@ def plan_layout(
         raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
     slots = slot_limit(stacks, sizes, n_samples, itemsize)
     if blocks_per_shard is None:
-        blocks_per_shard = shard_blocks(stacks, sizes, slots, itemsize)
+        blocks_per_shard = shard_blocks(stacks, tables, sizes, slots, itemsize)
     packing = pack_samples(
         tables,
         n_samples=n_samples,

@@ -2,7 +2,8 @@
 
 Tiers: "host" keeps every block it needs after its first touch; "disk" keeps a window of blocks of
 the source that is read in order, of the others what fits, and prepares the next batches in a
-thread. The stated memory counts the blocks held and every batch alive at once.
+thread. The stated memory counts the blocks held and every batch alive at once; places and, where
+a batch has more blocks than are held, 1 MiB of copying come on top.
 """
 
 import os

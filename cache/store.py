@@ -100,8 +100,12 @@ class BlockStore:
 
 
 def _copy_rows(source: Tensor, index: Tensor, target: Tensor, into: Tensor) -> None:
-    """Do `target[into] = source[index]`, with at most a megabyte, or one row, in between."""
-    step = max(1, _COPY_BYTES // max(1, source.shape[1] * source.element_size()))
+    """Do `target[into] = source[index]` with at most a megabyte in between."""
+    step = _COPY_BYTES // max(1, source.shape[1] * source.element_size())
+    if step < 2:
+        for place, row in zip(into.tolist(), index.tolist(), strict=True):
+            target[place].copy_(source[row])
+        return
     for low in range(0, len(index), step):
         part = slice(low, low + step)
         target.index_copy_(0, into[part], source.index_select(0, index[part]))

@@ -20,6 +20,17 @@ def token_taps(count: int = 3, width: int = 4, axis: str = "tokens") -> list[Tap
     ]
 
 
+def frame_taps() -> list[TapSpec]:
+    """Clips seen by two kinds of network: taps of three shapes on one axis."""
+    shapes = {
+        "clip.grid": (3, 2),
+        "clip.map": (2, 2, 3),
+        "clip.grid.last": (3, 2),
+        "clip.cls": (4,),
+    }
+    return [TapSpec(name=name, kind="frames", shape=shape) for name, shape in shapes.items()]
+
+
 @dataclass
 class Sample:
     """Arguments of a writer, and the numbers that belong in the cache."""
@@ -27,7 +38,7 @@ class Sample:
     lengths: Sequence[int] = (3, 1, 7, 2, 9, 4, 4, 5, 1, 6, 2, 8)
     taps: list[TapSpec] = field(default_factory=token_taps)
     dtype: str = "float16"
-    block_tokens: int = 10
+    block_tokens: int | dict[str, int] = 10
     blocks_per_shard: int = 2
     seed: int = 3
     fingerprint: dict[str, Any] = field(default_factory=lambda: {"weights": {"digest": "ab12"}})
@@ -90,6 +101,15 @@ class Sample:
                 self.fill(writer, shard)
             writer.finish()
         return path
+
+
+LONG = {
+    "tokens": Sample(lengths=tuple(range(1, 41))),
+    "frames": Sample(
+        lengths=tuple(range(1, 41)), taps=frame_taps(), block_tokens={"frames": 5}, dtype="bfloat16"
+    ),
+}
+"""Caches of many shards, to be interrupted."""
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cachekit import Sample, contents
+from cachekit import LONG as INTERRUPTED
+from cachekit import Sample, contents, frame_taps, token_taps
 
 import cache
 from cache import Cache, CacheFull, verify
@@ -18,8 +19,8 @@ HERE = Path(__file__).parent
 SLOW = """
 import sys, time
 sys.path[:0] = {paths!r}
-from cachekit import Sample
-sample = Sample(lengths=tuple(range(1, 41)))
+from cachekit import LONG
+sample = LONG[{kind!r}]
 print("ready", flush=True)
 with sample.writer({path!r}, overlap={overlap}) as writer:
     for shard in writer.pending:
@@ -28,11 +29,11 @@ with sample.writer({path!r}, overlap={overlap}) as writer:
         time.sleep(0.002)
     writer.finish()
 """
-LONG = Sample(lengths=tuple(range(1, 41)))
+LONG = INTERRUPTED["tokens"]
 
 
-def start(path, overlap):
-    code = SLOW.format(paths=[str(ROOT), str(HERE)], path=str(path), overlap=overlap)
+def start(path, kind, overlap):
+    code = SLOW.format(paths=[str(ROOT), str(HERE)], path=str(path), kind=kind, overlap=overlap)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -46,23 +47,26 @@ def finish(sample, path, **extra):
     return todo
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_kill_9_then_resume_gives_the_same_bytes(tmp_path, overlap):
-    whole = contents(LONG.write(tmp_path / "whole"))
+@pytest.mark.parametrize(
+    ("kind", "overlap"), [("tokens", False), ("tokens", True), ("frames", True)]
+)
+def test_kill_9_then_resume_gives_the_same_bytes(tmp_path, kind, overlap):
+    sample = INTERRUPTED[kind]
+    whole = contents(sample.write(tmp_path / "whole"))
     rng = np.random.default_rng()
     path = tmp_path / "killed"
     done: set[int] = set()
     for _ in range(2):
-        process = start(path, overlap)
+        process = start(path, kind, overlap)
         assert process.stdout.readline() == "ready\n"
         time.sleep(float(rng.uniform(0.0, 0.06)))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        with LONG.writer(path) as writer:
+        with sample.writer(path) as writer:
             finished = set(range(writer.layout.n_shards)) - set(writer.pending)
         assert done <= finished
         done = finished
-    todo = finish(LONG, path)
+    todo = finish(sample, path)
     assert not done & set(todo)
     assert contents(path) == whole
     assert verify(path).ok
@@ -93,8 +97,11 @@ def cut_off_at(monkeypatch, count):
     monkeypatch.setattr(os, "ftruncate", wrap(os.ftruncate))
 
 
-def test_cut_off_at_every_step_then_resumed_gives_the_same_bytes(tmp_path):
-    sample = Sample(lengths=(3, 8, 5, 9))
+@pytest.mark.parametrize(
+    ("taps", "size"), [(token_taps(), 10), (frame_taps(), {"frames": 4})], ids=["tokens", "frames"]
+)
+def test_cut_off_at_every_step_then_resumed_gives_the_same_bytes(tmp_path, taps, size):
+    sample = Sample(lengths=(3, 8, 5, 9), taps=taps, block_tokens=size)
     whole = contents(sample.write(tmp_path / "whole"))
     count, cut = 0, True
     while cut:
