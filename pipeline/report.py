@@ -1,4 +1,4 @@
-"""Pictures of a run: which layers the gate trusts, the learning curve, the comparison with probes.
+"""Pictures of a run: which layers the gates trust, the learning curve, the comparison with probes.
 
 Needs the extra `plot` (matplotlib, without a display). Reads only the run folder.
 """
@@ -6,14 +6,15 @@ Needs the extra `plot` (matplotlib, without a display). Reads only the run folde
 import importlib
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate import Evaluation
 from pipeline.run import Run, RunError
+from pipeline.training.evaluation import Evaluation
 from pipeline.training.files import write_with
 
 COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#8d6a9f", "#f2b134", "#5c677d", "#b56576", "#6d9f71")
@@ -53,8 +54,8 @@ def report(run_path: Path, out: Path | None = None, *, split: str = "test") -> l
 def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
     """Return the probes' and the run's own evaluations of `split`, as `Evaluation.to_dict`."""
     rows = []
-    for layers in ("last", "all"):
-        file = folder / f"probe_{layers}.json"
+    for kind, layers in product(("probe", "ridge"), ("last", "all")):
+        file = folder / f"{kind}_{layers}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))["evaluations"]
             rows += [found[split]] if split in found else []
@@ -65,10 +66,35 @@ def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
-    """Draw the confidence of each layer: mean and standard deviation over samples, per class."""
-    groups = _confidence_groups(run, split)
-    layers = [_short(name) for name in run.taps[:-1]]
-    figure, axes = _figure((max(6.0, 1.0 + 0.75 * len(layers)), 3.8))
+    """Draw the confidence of each layer: mean and standard deviation over samples.
+
+    A bar for each class (of a regression: for all samples); a panel for each tower of a retrieval.
+    """
+    panels = _confidence_panels(run, split)
+    most = max(len(layers) for _, layers, _ in panels)
+    figure, axes = _figure((len(panels) * max(6.0, 1.0 + 0.75 * most), 3.8), columns=len(panels))
+    for panel, (name, layers, groups) in zip(np.atleast_1d(axes), panels, strict=True):
+        _draw_layers(panel, [_short(layer) for layer in layers], groups)
+        panel.set_title(name, fontsize=10)
+    figure.suptitle(f"Which layers the gate trusts ({split}; mean and deviation)", fontsize=10)
+    return _save(figure, path)
+
+
+def _confidence_panels(run: Run, split: str) -> list[tuple[str, Sequence[str], dict[str, Array]]]:
+    """Return title, target layers and confidences by group of each panel."""
+    if run.kind != "retrieval":
+        return [("", run.taps[:-1], _confidence_groups(run, split))]
+    panels: list[tuple[str, Sequence[str], dict[str, Array]]] = []
+    for tower, what, kind in (("text", "captions", "predictions"), ("media", "items", "items")):
+        taps = run.tower_taps(tower)
+        panels.append(
+            (f"{tower} tower", taps[:-1] or taps, {what: _confidences(run, kind, split)[1]})
+        )
+    return panels
+
+
+def _draw_layers(axes: Any, layers: Sequence[str], groups: dict[str, Array]) -> None:
+    """Draw the bars of one panel: layers side by side, a bar for each group."""
     width = 0.8 / len(groups)
     places = np.arange(len(layers))
     for number, (name, values) in enumerate(groups.items()):
@@ -96,10 +122,8 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
     axes.set_xticks(places, layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("confidence p")
-    axes.set_title(f"Which layers the gate trusts ({split}; mean and deviation)", fontsize=10)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     axes.legend(frameon=False, ncols=min(3, len(groups)), fontsize=9, loc="upper left")
-    return _save(figure, path)
 
 
 def draw_learning(run: Run, path: Path) -> Path:
@@ -131,11 +155,14 @@ def draw_learning(run: Run, path: Path) -> Path:
 
 
 def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> Path:
-    """Draw evaluations of one split beside each other, a panel a metric, with their intervals."""
+    """Draw evaluations of one split beside each other, a panel a metric, with their intervals.
+
+    Of a retrieval the recalls of text to media are drawn, and Rsum, which sums both ways.
+    """
     records = [row.to_dict() if isinstance(row, Evaluation) else row for row in rows]
     if not records:
         raise ValueError("there is nothing to compare; give at least one evaluation")
-    metrics = list(records[0]["metrics"])
+    metrics = [name for name in records[0]["metrics"] if not name.startswith("m2t_")]
     size = (1.2 + 3.2 * len(metrics), 1.3 + 0.5 * len(records))
     figure, panels = _figure(size, columns=len(metrics))
     places = np.arange(len(records))[::-1]
@@ -153,7 +180,7 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
                 color=COLOURS[1] if own else COLOURS[0],
             )
             panel.annotate(
-                f"{value['value']:.3f}",
+                f"{value['value']:.{3 if abs(value['value']) <= 1 else 1}f}",
                 (value["value"], place),
                 xytext=(0, 6),
                 textcoords="offset points",
@@ -175,16 +202,21 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
 
 def _confidence_groups(run: Run, split: str) -> dict[str, Array]:
     """Return the confidences [n, N] of each true class (of all samples if there are none)."""
-    file = run.path / f"predictions_{split}.jsonl"
-    if not file.is_file():
-        raise RunError(f"{run.path} has no {file.name}; run `evaluate` with split {split}")
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    values = np.asarray([record["confidence"] for record in records], dtype=np.float64)  # [n, N]
+    records, values = _confidences(run, "predictions", split)
     labels = run.labels
     if labels is None or len(labels) > len(COLOURS) or records[0]["target"] is None:
         return {"all samples": values}
     targets = np.asarray([record["target"] for record in records])
     return {name: values[targets == name] for name in labels if (targets == name).any()}
+
+
+def _confidences(run: Run, kind: str, split: str) -> tuple[list[dict[str, Any]], Array]:
+    """Return the records of `<kind>_<split>.jsonl` and their confidences [n, N]."""
+    file = run.path / f"{kind}_{split}.jsonl"
+    if not file.is_file():
+        raise RunError(f"{run.path} has no {file.name}; run `evaluate` with split {split}")
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return records, np.asarray([record["confidence"] for record in records], dtype=np.float64)
 
 
 def _spread(values: Array) -> Array:

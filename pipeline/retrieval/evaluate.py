@@ -123,7 +123,9 @@ def evaluate_retrieval(config: EvaluateConfig) -> RetrievalEvaluation:
         name="side networks",
         split=config.split,
         data=dataset.config,
-        config=config,
+        resamples=config.resamples,
+        level=config.level,
+        seed=config.seed,
         predictions=run.path / f"predictions_{config.split}.jsonl",
     )
     write_ranks(run.path, config.split, located, ranks, trust=(text, media))
@@ -140,7 +142,9 @@ def score_embeddings(
     name: str,
     split: str,
     data: RetrievalData,
-    config: EvaluateConfig,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
     predictions: Path | None = None,
 ) -> RetrievalEvaluation:
     """Return every metric of embeddings [m, E] and [n, E] with these ranks.
@@ -148,9 +152,7 @@ def score_embeddings(
     Folds, where the data set's protocol has them, are ranked anew.
     """
     owner = located.split.item_of
-    found = bootstrap(
-        ranks, owner, resamples=config.resamples, level=config.level, seed=config.seed
-    )
+    found = bootstrap(ranks, owner, resamples=resamples, level=level, seed=seed)
     places = {key: value for key, value in summarize(ranks).items() if key.endswith("_rank")}
     folds: dict[str, float] = {}
     if data.folds > 1:
@@ -164,7 +166,7 @@ def score_embeddings(
         positions=places,
         folds=folds,
         fold_count=data.folds,
-        level=config.level,
+        level=level,
         predictions=predictions,
     )
 

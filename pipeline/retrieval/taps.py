@@ -112,7 +112,9 @@ class TowerTaps:
         if self.layout == "grid":
             picked = drop_patches(picked, share)
         elif axis is not None:
-            picked, offsets[axis] = drop_rows(picked, offsets[axis], share)
+            picked, offsets[axis] = drop_rows(
+                picked, offsets[axis], share, keep_last=self.vector_anchor
+            )
         kept = dict(zip(chosen, picked, strict=True))
         return [kept.get(number, stack) for number, stack in enumerate(stacks)], offsets
 

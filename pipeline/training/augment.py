@@ -47,10 +47,17 @@ def drop_tokens(states: Tensor, offsets: Tensor, share: float) -> tuple[Tensor, 
     return kept, bounds
 
 
-def drop_rows(stacks: list[Tensor], offsets: Tensor, share: float) -> tuple[list[Tensor], Tensor]:
-    """As `drop_tokens`, the same tokens of several stacks [N_i, T, ...]."""
+def drop_rows(
+    stacks: list[Tensor], offsets: Tensor, share: float, *, keep_last: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """As `drop_tokens`, the same tokens of several stacks [N_i, T, ...].
+
+    `keep_last` spares the last token of a segment too (EOS).
+    """
     keep = torch.rand(stacks[0].shape[1], device=stacks[0].device) >= share  # [T]
     keep[offsets[:-1]] = True
+    if keep_last:
+        keep[offsets[1:] - 1] = True
     kept_before = torch.cat([keep.new_zeros(1, dtype=torch.long), keep.long().cumsum(0)])
     return [states[:, keep] for states in stacks], kept_before[offsets]
 
