@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -687,3 +688,22 @@ def test_msvd_problems(msvd: Path) -> None:
     assert "no caption in raw-captions.pkl: 'unknown' (line 6)" in message
     assert "'vid_2_2_9' (line 3)" in message
     assert len(load(task="msvd", train=msvd, bad_rows="drop").split("train").items) == 2
+
+
+# --- documentation
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs/retrieval.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    rows = [row | {"concept": row["image"]} for row in ROWS]
+    folder = touch(tmp_path / "emoji", *(f"p{i}.png" for i in range(20)))
+    write_rows(folder / "captions.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "load_retrieval(" in block or "rank_all(" in block:
+            exec(compile(block, page.name, "exec"), names)  # the page's own code
+    assert len(names["data"].splits) == 3
+    assert names["ranks"].text_to_media.tolist() == [0, 0, 1]
+    assert names["ranks"].media_to_text.tolist() == [0, 0]
