@@ -25,6 +25,7 @@ from pipeline.backbones.family import (
     select_taps,
 )
 from pipeline.backbones.frozen import NotFrozen, check_frozen
+from pipeline.backbones.image import EncodedMedia, ImageBackbone
 from pipeline.backbones.loading import load_backbone
 from pipeline.backbones.registry import Registry
 from pipeline.backbones.text import TextBackbone
@@ -34,8 +35,10 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "Encoded",
+    "EncodedMedia",
     "EncodedTexts",
     "Family",
+    "ImageBackbone",
     "Modality",
     "NotFrozen",
     "Registry",

@@ -12,14 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pipeline.backbones import openai_clip
 from pipeline.backbones.base import Backbone, Modality
+from pipeline.backbones.convnets import ARCHITECTURES
 from pipeline.backbones.family import BackboneError
 from pipeline.backbones.fingerprint import is_pooler, weights_digest
+from pipeline.backbones.image import ImageBackbone
+from pipeline.backbones.preprocessing import convnet_transform, load_transform
 from pipeline.backbones.quiet import quiet_transformers
 from pipeline.backbones.text import TextBackbone
 from pipeline.backbones.towers import check_tower, is_two_towers, model_class, tower_config
 from pipeline.backbones.trace import reads_pixels
 from pipeline.backbones.weights_file import SUFFIXES, load_convnet
+from pipeline.media.transform import ImageTransform
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16"]
 Tower = Literal["auto", "text", "image", "video"]
@@ -33,7 +38,7 @@ class _Loaded:
     model: Any
     modality: Modality
     tokenizer: Any = None
-    transform: Any = None
+    transform: ImageTransform | None = None
 
 
 def load_backbone(
@@ -101,13 +106,11 @@ def load_backbone(
     }
     if loaded.transform is None:
         return TextBackbone(model, loaded.tokenizer, max_length=max_length, **common)
-    from pipeline.backbones.image import ImageBackbone  # noqa: PLC0415
-    from pipeline.backbones.preprocessing import resized  # noqa: PLC0415
-    from pipeline.backbones.video import VideoBackbone  # noqa: PLC0415
-
-    transform = resized(loaded.transform, image_size)
+    transform = _resized(loaded.transform, image_size)
     if loaded.modality == "image":
         return ImageBackbone(model, transform, **common)
+    from pipeline.backbones.video import VideoBackbone  # noqa: PLC0415
+
     return VideoBackbone(model, transform, fps=fps, max_frames=max_frames, **common)
 
 
@@ -135,15 +138,27 @@ def _from_file(
 ) -> _Loaded:
     if architecture is None:
         raise BackboneError(
-            f"{name} is a weights file, which does not say what it holds: name its --architecture"
+            f"{name} is a weights file, which does not say what it holds: name its --architecture, "
+            f"one of {', '.join((*ARCHITECTURES, openai_clip.NAME))}"
         )
-    from pipeline.backbones.preprocessing import convnet_transform  # noqa: PLC0415
-
+    if architecture == openai_clip.NAME:
+        return _from_openai(Path(name), tower, random_init)
     path = None if random_init else Path(name)
     model = load_convnet(architecture, path, seed=seed)
     return _Loaded(
         model, check_tower(tower, "image", name), transform=convnet_transform(architecture)
     )
+
+
+def _from_openai(path: Path, tower: Tower, random_init: bool) -> _Loaded:
+    if random_init:
+        raise BackboneError("random weights need a configuration: use a transformers CLIP folder")
+    model = openai_clip.load_openai_clip(path, tower)
+    if tower == "text":
+        tokenizer = openai_clip.clip_tokenizer(path.parent, model.config.vocab_size)
+        return _Loaded(model, "text", tokenizer)
+    transform = openai_clip.clip_transform(model.config.image_size)
+    return _Loaded(model, check_tower(tower, "image", str(path)), transform=transform)
 
 
 def _from_transformers(
@@ -167,8 +182,6 @@ def _from_transformers(
         modality = check_tower(tower, _reads(model, name), name)
         if modality == "text":
             return _Loaded(model, modality, AutoTokenizer.from_pretrained(name, **source))
-        from pipeline.backbones.preprocessing import load_transform  # noqa: PLC0415
-
         transform = load_transform(name, source, config if random_init else None)
         return _Loaded(model, modality, transform=transform)
     except (OSError, ValueError, RuntimeError) as error:
@@ -190,6 +203,16 @@ def _reads(model: nn.Module, name: str) -> Modality:
             "pictures (pixel_values) are supported"
         )
     return "text"
+
+
+def _resized(transform: ImageTransform, size: int | tuple[int, int] | None) -> ImageTransform:
+    if size is None:
+        return transform
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        return transform.with_size(height, width)
+    except ValueError as error:
+        raise BackboneError(f"image_size {size} is unusable: {error}") from error
 
 
 def _check_options(modality: Modality, name: str, **options: Any) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,9 @@ from pipeline.media.transform import ImageTransform
 
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
 """Where transformers keeps a picture processor: as a part of the first, or alone in the second."""
+
+_BILINEAR = 2
+Channels = tuple[float, float, float]
 
 
 def load_transform(name: str, source: Mapping[str, Any], random_config: Any) -> ImageTransform:
@@ -45,41 +47,10 @@ def convnet_transform(architecture: str) -> ImageTransform:
     return plain_transform(config.image_size, config.mean, config.std)
 
 
-def plain_transform(
-    size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
-) -> ImageTransform:
+def plain_transform(size: int | tuple[int, int], mean: Channels, std: Channels) -> ImageTransform:
     """Return a transform that takes the whole picture at exactly `size`, as VSE-infinity does."""
-    processor = {
-        "size": _height_width(size),
-        "do_resize": True,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-        "resample": 2,  # bilinear
-    }
-    return ImageTransform.from_processor_config(processor)
-
-
-def resized(transform: ImageTransform, size: int | tuple[int, int] | None) -> ImageTransform:
-    """Return `transform` with pixels of `size`: a side, or height and width; None changes nothing.
-
-    Raises:
-        BackboneError: `size` is not positive.
-    """
-    if size is None:
-        return transform
-    wanted = _height_width(size)
-    if min(wanted.values()) < 1:
-        raise BackboneError(f"image_size {size} is unusable: give pixels, at least 1")
-    return replace(transform, size=(wanted["height"], wanted["width"]))
-
-
-def _height_width(size: int | tuple[int, int]) -> dict[str, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return {"height": height, "width": width}
+    sides = (size, size) if isinstance(size, int) else size
+    return ImageTransform(size=sides, mean=mean, std=std, resample=_BILINEAR)
 
 
 def _read_json(name: str, file: str, source: Mapping[str, Any]) -> dict[str, Any]:
