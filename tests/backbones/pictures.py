@@ -7,12 +7,12 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from pipeline.media.transform import ImageTransform
 from transformers import AutoConfig, AutoModel
 
 from pipeline.backbones import ImageBackbone
 from pipeline.backbones.preprocessing import plain_transform
 from pipeline.inputs import ImageInput
+from pipeline.media.transform import ImageTransform
 
 _VIT: dict[str, Any] = {
     "hidden_size": 16,

@@ -47,7 +47,7 @@ def build_convnet(
     model = _LAYOUTS[architecture.layout](architecture, classes=classes)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         elif name.endswith(".bn3"):
             nn.init.constant_(module.weight, _BRANCH)
     return model
