@@ -29,6 +29,7 @@ from pipeline.extraction.config import (
     RetrievalExtractConfig,
 )
 from pipeline.extraction.feed import Pass, feed
+from pipeline.extraction.media import UNREADABLE
 from pipeline.extraction.report import ExtractReport, Progress, ProgressCallback
 from pipeline.inputs import Input
 from pipeline.table import InputTable, build_table, describe_truncation
@@ -263,7 +264,7 @@ def _resumable(passes: Iterator[Pass]) -> Generator[Pass]:
     """Yield `passes`; an error while one is made ready says that the run can go on."""
     try:
         yield from passes
-    except (PipelineError, OSError) as error:
+    except UNREADABLE as error:
         raise InputFailed(
             f"{error}. This came up during the run: finished shards are kept. Put the file back as "
             "it was and run the same command again to go on; without it (--bad-media skip) the "

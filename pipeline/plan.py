@@ -10,40 +10,34 @@ network's step, R the reading, and X the extraction. The cache wins after E K = 
 """
 
 import time
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field
 
 from cache.memory import available_memory
-from cache.spec import TORCH_TYPES
-from pipeline.backbones import TextBackbone, check_frozen
-from pipeline.data import load_dataset
-from pipeline.extract import ExtractConfig, free_bytes, shard_batches, written_bytes
-from pipeline.table import InputTable, build_table, describe_truncation
-from unipt import SideNetwork
+from pipeline.backbones import check_frozen
+from pipeline.console import duration
+from pipeline.extract import free_bytes, shard_batches, unit_of, written_bytes
+from pipeline.extraction.config import ExtractOptions
+from pipeline.extraction.report import describe_media, describe_rate
+from pipeline.planning.assumed import assume_rows
+from pipeline.planning.budget import Alternative, alternatives
+from pipeline.planning.config import (
+    PlanConfig,
+    RetrievalPlanConfig,
+    parse_bytes,
+    with_plan_options,
+)
+from pipeline.planning.trial import measure
+from pipeline.table import build_table, describe_truncation
+
+__all__ = ["Alternative", "Plan", "PlanConfig", "RetrievalPlanConfig", "pick_tier", "plan"]
 
 DISK_BYTES_PER_SECOND = 1.0e9
 """Reading speed assumed of a disk: measuring it would need a written file."""
-SIDE_TOKENS = 2048
-"""Least tokens of the batch on which a side network's step is measured, where there are as many."""
 HOST_SHARE = 0.5
 """Share of the available memory that a cache may fill to be kept there."""
-
-
-class PlanConfig(ExtractConfig):
-    """An extraction to be priced, and the training it is meant for."""
-
-    out: Path = Path("cache.zarr")
-    """Folder the cache would go to: its disk counts, and what is already written there."""
-    trial_seconds: float = 3.0
-    """Length of the measured trial, in seconds."""
-    side_width: int = 192
-    """Width of the side network whose step is measured for the break-even."""
 
 
 class Plan(BaseModel):
@@ -68,7 +62,8 @@ class Plan(BaseModel):
     samples: int
     duplicates: int
     tokens: int
-    max_length: int
+    max_length: int | None
+    """Longest text in tokens; None for pictures and clips."""
     longest: int
     truncated: int
     truncation: str | None
@@ -85,6 +80,20 @@ class Plan(BaseModel):
     """Time of a pass with the backbone over the time of a pass from the cache."""
     break_even: float | None
     """Epochs x trials after which the cache has paid; None if reading costs more than computing."""
+    unit: str = "tokens"
+    """What `tokens` counts: "tokens", "frames" or "images"."""
+    views: int = 1
+    """Versions of each training input."""
+    assumed: bool = False
+    """Whether more or fewer inputs were priced than given; times are then extrapolated."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """What is odd about how many of the media files given."""
+    skipped: dict[str, str] = Field(default_factory=dict)
+    """Row id -> why it would be left out."""
+    budget: int | None = None
+    """Bytes to stay under."""
+    alternatives: tuple[Alternative, ...] = ()
+    """Options for it, those that fit first; empty if the cache is within the budget."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -94,10 +103,16 @@ class Plan(BaseModel):
         """Return the plan as lines of text."""
         state = "fits" if self.fits else "DOES NOT FIT"
         widest = max(map(len, self.taps))
+        of = "" if self.max_length is None else f" of {self.max_length}"
+        longest = "" if self.unit == "images" else f", longest {self.longest}{of}"
+        assumed = " assumed" if self.assumed else ""
+        views = f", {self.views} views" if self.views > 1 else ""
+        speed = describe_rate(self.tokens_per_second, self.unit)
+        measured = "measured on the inputs given" if self.assumed else "measured"
         lines = [
             f"backbone   {self.backbone} ({self.family}), {self.compute_dtype} on {self.device}",
-            f"inputs     {self.rows:,} rows, {self.samples:,} unique ({self.duplicates:,} "
-            f"duplicates), {self.tokens:,} tokens, longest {self.longest} of {self.max_length}",
+            f"inputs     {self.rows:,} rows{assumed}, {self.samples:,} unique ({self.duplicates:,} "
+            f"duplicates){views}, {self.tokens:,} {self.unit}{longest}",
             f"truncated  {self.truncation or 'none'}",
             f"taps       {len(self.taps)} in {self.store_dtype}:",
             *(
@@ -107,8 +122,8 @@ class Plan(BaseModel):
             f"size       {self.total_bytes:,} bytes in {self.shards} shards",
             f"disk       {self.free_disk:,} bytes free, {self.already_written:,} already written: "
             f"{state}",
-            f"time       {self.extract_seconds:,.1f} s to extract at {self.tokens_per_second:,.0f} "
-            f"tokens/s (measured), {self.padding:.1%} padding",
+            f"time       {_long(self.extract_seconds)} to extract at {speed} ({measured}), "
+            f"{self.padding:.1%} padding",
             f"tier       {self.tier}: {self.tier_reason}",
             f"one pass   backbone F = {self.forward_seconds:.3g} s, side step S = "
             f"{self.side_seconds:.3g} s, reading R = {self.read_seconds:.3g} s: (F + S) / (R + S) "
@@ -120,53 +135,99 @@ class Plan(BaseModel):
             lines.append(
                 f"break-even X / (F - R) = {self.break_even:.1f} epochs x trials (X: extraction)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *describe_media(self.notes, self.skipped), *self._budget_lines()])
+
+    def _budget_lines(self) -> list[str]:
+        if self.budget is None:
+            return []
+        if self.total_bytes <= self.budget:
+            return [f"budget     {self.budget:,} bytes: within it"]
+        within = [each for each in self.alternatives if each.fits]
+        over = [each for each in self.alternatives if not each.fits]
+        lines = [f"budget     {self.budget:,} bytes: OVER IT. Within it are:"]
+        lines += [_describe(each) for each in within] or ["             none of those tried"]
+        if over:
+            lines.append("           still over it:")
+            lines += [_describe(each) for each in over]
+        return lines
 
 
-def plan(config: ExtractConfig) -> Plan:
+def plan(config: ExtractOptions) -> Plan:
     """Price the extraction `config` describes, with a short measured trial; writes nothing.
+
+    Args:
+        config: what to extract; a `PlanConfig` or `RetrievalPlanConfig` says how it is priced.
 
     Raises:
         BackboneError: the backbone cannot be loaded or tapped.
         InputError: inputs without a token.
+        BadMedia: pictures or clips cannot be read, and none may be skipped.
     """
-    options = config if isinstance(config, PlanConfig) else PlanConfig(**dict(config))
-    backbone = config.load_backbone()
+    options = with_plan_options(config)
+    source: ExtractOptions = options
+    dataset, backbone = source.load_data(), source.load_backbone()
     check_frozen(backbone.model, backbone.tap_modules)
-    table = build_table(backbone, load_dataset(config.data).inputs())
-    layout = table.layout(
-        backbone, dtype=config.store_dtype, seed=config.seed, block_tokens=config.block_tokens
+    rows = source.rows(dataset, backbone.modality)
+    given = build_table(
+        backbone,
+        rows.inputs,
+        views=rows.views,
+        augmented=rows.augmented,
+        on_bad_media=rows.bad_media,
     )
-    batches = [batch for _, batch in shard_batches(backbone, layout, table, config.batch_tokens)]
-    lengths, tokens = table.encoded.lengths, int(table.encoded.lengths.sum())
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    rate, side_rate = _trial(backbone, table, batches, options)
-    tier, reason, speed = pick_tier(layout.total_bytes, available_memory())
-    already, free = written_bytes(config.out), free_bytes(config.out)
+    table = given if options.assume is None else assume_rows(given, options.assume)
+    layouts = [
+        each.layout(
+            backbone,
+            dtype=options.store_dtype,
+            seed=options.seed,
+            block_tokens=options.block_tokens,
+        )
+        for each in ((given,) if table is given else (given, table))
+    ]
+    bound, layout = options.batch_bound(backbone.modality), layouts[-1]
+    batches = [batch for _, batch in shard_batches(backbone, layouts[0], given, bound)]
+    found = given.encoded.lengths
+    padded = sum(len(batch) * int(found[batch].max()) for batch in batches)
+    padding = 1 - int(found.sum()) / padded if backbone.modality == "text" else 0.0
+    rate, side_rate = measure(
+        backbone,
+        given,
+        batches,
+        dtype=options.store_dtype,
+        seconds=options.trial_seconds,
+        side_width=options.side_width,
+    )
+    total, tokens = layout.total_bytes, int(table.encoded.lengths.sum())
+    tier, reason, speed = pick_tier(total, available_memory())
+    already, free = written_bytes(options.out), free_bytes(options.out)
     row_tokens, extract_seconds = table.row_tokens, tokens / rate
     forward, side = row_tokens / rate, row_tokens / side_rate if side_rate else 0.0
-    read = layout.total_bytes / tokens * row_tokens / speed
+    read = total / tokens * row_tokens / speed
+    budget = None if options.budget is None else parse_bytes(options.budget)
+    over = budget is not None and total > budget
+    max_length = getattr(backbone, "max_length", None)
     return Plan(
         backbone=backbone.name,
         family=backbone.family,
         device=str(backbone.device),
         compute_dtype=str(backbone.compute_dtype).removeprefix("torch."),
-        store_dtype=config.store_dtype,
+        store_dtype=options.store_dtype,
         taps=dict(layout.tap_bytes),
-        total_bytes=layout.total_bytes,
+        total_bytes=total,
         already_written=already,
         free_disk=free,
-        fits=layout.total_bytes - already <= free,
+        fits=total - already <= free,
         shards=layout.n_shards,
         rows=len(table.row_ids),
         samples=table.n_samples,
         duplicates=table.n_duplicates,
         tokens=tokens,
-        max_length=backbone.max_length,
-        longest=int(lengths.max()),
+        max_length=max_length,
+        longest=int(table.encoded.lengths.max()),
         truncated=int(table.encoded.truncated.sum()),
-        truncation=describe_truncation(table, backbone.max_length),
-        padding=1 - tokens / padded,
+        truncation=describe_truncation(table, max_length),
+        padding=padding,
         tokens_per_second=rate,
         extract_seconds=extract_seconds,
         tier=tier,
@@ -176,7 +237,22 @@ def plan(config: ExtractConfig) -> Plan:
         read_seconds=read,
         speedup=(forward + side) / (read + side),
         break_even=extract_seconds / (forward - read) if forward > read else None,
+        unit=unit_of(backbone),
+        views=table.views,
+        assumed=table is not given,
+        notes=dict(given.notes),
+        skipped=dict(given.skipped),
+        budget=budget,
+        alternatives=alternatives(options, backbone, table, budget or 0) if over else (),
     )
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:,.1f} s" + (f" ({duration(seconds)})" if seconds >= 60 else "")
+
+
+def _describe(each: Alternative) -> str:
+    return f"  {each.total_bytes:>20,} bytes  {each.change}: {' '.join(each.options)}"
 
 
 def pick_tier(total_bytes: int, memory: int) -> tuple[Literal["host memory", "disk"], str, float]:
@@ -194,60 +270,3 @@ def _copy_speed(size: int = 1 << 25) -> float:
     started = time.perf_counter()
     target.copy_(source)
     return size / max(time.perf_counter() - started, 1e-9)
-
-
-def _trial(
-    backbone: TextBackbone,
-    table: InputTable,
-    batches: list[NDArray[np.int64]],
-    options: PlanConfig,
-) -> tuple[float, float]:
-    """Return tokens a second of the forward pass with recording, and of a side network's step.
-
-    The batches are visited in random order, so that any prefix covers long and short ones of many
-    shards; the first is run once more beforehand to warm up.
-    """
-    order = np.random.default_rng(0).permutation(len(batches))
-    lengths, tokens, spent = table.encoded.lengths, 0, 0.0
-    kept: list[tuple[Tensor, NDArray[np.int64]]] = []  # states [N, T, D] and their lengths
-    backbone.forward(table.encoded.select(batches[order[0]]))
-    for number in order:
-        encoded = table.encoded.select(batches[number])
-        started = time.perf_counter()
-        states = backbone.forward(encoded, TORCH_TYPES[options.store_dtype])
-        for value in states.values():
-            value.cpu()
-        spent += time.perf_counter() - started
-        if tokens < SIDE_TOKENS:
-            width = next(reversed(states.values())).shape[-1]
-            same = [value for value in states.values() if value.shape[-1] == width]
-            kept.append((torch.stack(same), encoded.lengths))
-        tokens += int(lengths[batches[number]].sum())
-        if spent >= options.trial_seconds:
-            break
-    packed = torch.cat([stacked for stacked, _ in kept], 1)  # [N, T, D]
-    offsets = np.cumsum([0, *np.concatenate([sizes for _, sizes in kept])])
-    side = _side_seconds(packed, torch.from_numpy(offsets).to(packed.device), options.side_width)
-    return tokens / spent, packed.shape[1] / side if side else 0.0
-
-
-def _side_seconds(states: Tensor, offsets: Tensor, width: int, repeats: int = 3) -> float:
-    """Return the seconds of a side network's pass over [N, T, D], and back; 0 with one tap."""
-    if len(states) < 2:
-        return 0.0
-    states = states.float().clone()  # leaves inference mode
-    targets, anchor = states[:-1], states[-1]
-    net = SideNetwork(
-        widths=[targets.shape[-1]] * len(targets),
-        anchor_width=anchor.shape[-1],
-        side_width=width,
-        out_width=width,
-    ).to(anchor.device)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        net(anchor, targets, offsets=offsets).features.sum().backward()
-        if anchor.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return best

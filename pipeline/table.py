@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
 from cache.spec import StorageType
 from pipeline.backbones import Backbone, Encoded
-from pipeline.errors import PipelineError
 from pipeline.extraction.media import (
+    UNREADABLE,
     Checked,
     Stamp,
     bad_media,
@@ -34,8 +34,8 @@ __all__ = ["InputError", "InputTable", "build_table", "describe_truncation", "so
 Row = tuple[str, Input]
 AUGMENTATIONS = {
     "text": "a fifth of the tokens corrupted: half masked, a tenth random, the rest dropped",
-    "image": "random crop of 0.6 to 1.0 of the area, flipped half the time",
-    "video": "random crop of 0.6 to 1.0 of the area, flipped half the time, one for all frames",
+    "image": "random crop, sides of 0.6 to 1.0, flipped half the time",
+    "video": "random crop, sides of 0.6 to 1.0, flipped half the time, one for all frames",
 }
 """What views above 0 are; part of the fingerprint of a cache that has some."""
 
@@ -260,7 +260,7 @@ def _undecodable(
     def problem(item: MediaInput) -> str:
         try:
             backbone.prepare(backbone.encode([item._replace(digest=checked[item].key)]))
-        except (PipelineError, OSError) as error:
+        except UNREADABLE as error:
             return str(error)
         return ""
 

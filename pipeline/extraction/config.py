@@ -120,6 +120,9 @@ class ExtractConfig(ExtractOptions):
         """Return every sentence of every split."""
         return Rows([*dataset.inputs()])
 
+    def _loading(self) -> dict[str, Any]:
+        return super()._loading() | {"tower": "text"}
+
 
 class RetrievalExtractConfig(ExtractOptions):
     """What to extract for retrieval: one tower at a time, the captions or the pictures or clips."""

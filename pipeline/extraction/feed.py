@@ -6,7 +6,7 @@ would cost more than that.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Pass(NamedTuple):
 
 def feed(
     backbone: Backbone, table: InputTable, batches: Iterator[tuple[int, NDArray[np.int64]]]
-) -> Iterator[Pass]:
+) -> Generator[Pass]:
     """Yield the passes of `batches`, given as (shard, samples), in order; media ready to compute.
 
     Raises:

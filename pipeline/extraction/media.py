@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.errors import PipelineError
-from pipeline.inputs import ImageInput, Input, InputError, MediaInput, TextInput, VideoInput
+from pipeline.inputs import ImageInput, Input, InputError, MediaInput, TextInput
+from pipeline.media.images import MediaError, inspect_image
+from pipeline.media.video import probe_video
 
 MAX_THREADS = 8
+UNREADABLE = (MediaError, PipelineError, OSError)
+"""What reading a media file may raise; every one names the file."""
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -105,17 +109,12 @@ def _check(item: MediaInput) -> Checked:
         if not stamp.size:
             return Checked(problem=f"{item.path} is empty (0 bytes)")
         return Checked(item.key(), stamp, _notes(item))
-    except (PipelineError, OSError) as error:
+    except UNREADABLE as error:
         return Checked(problem=str(error))
 
 
 def _notes(item: MediaInput) -> tuple[str, ...]:
     """Return what is odd about a file, from its header."""
     if isinstance(item, ImageInput):
-        from pipeline.media.images import inspect_image  # noqa: PLC0415 - Pillow, where needed
-
         return inspect_image(item.path).notes
-    from pipeline.media.video import probe_video  # noqa: PLC0415
-
-    assert isinstance(item, VideoInput)
     return probe_video(item.path).notes

@@ -1,0 +1,202 @@
+"""What brings a cache under a budget: other options, each priced to the byte by the same layout.
+
+Costs a layout for each alternative (0.1 s a million samples) and, for other image sizes, a traced
+forward pass; no weights are read again. An alternative keeps less of every input: the first ones
+named keep most.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from cache import CacheLayout
+from cache.spec import StorageType
+from pipeline.backbones import Backbone, BackboneError
+from pipeline.backbones.image import ImageBackbone
+from pipeline.backbones.video import VideoBackbone
+from pipeline.planning.assumed import cap_lengths, keep_views
+from pipeline.planning.config import PlanConfig, RetrievalPlanConfig
+from pipeline.table import InputTable
+
+IMAGE_SIDES = (448, 384, 336, 288, 256, 224, 192, 160, 128)
+FRAMES = (8, 6, 4, 2, 1)
+LENGTHS = (256, 128, 64, 32, 24, 16)
+
+
+class Alternative(BaseModel):
+    """Other options for the same inputs.
+
+    Attributes:
+        options: flags to add to the command.
+        change: what they do, in words.
+        total_bytes: size of the finished folder, exactly.
+        fits: whether that is within the budget.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    options: tuple[str, ...]
+    change: str
+    total_bytes: int
+    fits: bool
+
+
+class _Setting(NamedTuple):
+    """What is laid out."""
+
+    backbone: Backbone
+    table: InputTable
+    dtype: StorageType
+    options: tuple[str, ...]
+    change: str
+
+
+def alternatives(
+    config: PlanConfig | RetrievalPlanConfig, backbone: Backbone, table: InputTable, budget: int
+) -> tuple[Alternative, ...]:
+    """Return other options and their bytes: those within `budget`, then those that are not.
+
+    Every single change is priced; where it is not enough, the most taps that fit with it.
+    """
+    found: list[Alternative] = []
+    start = _Setting(backbone, table, config.store_dtype, (), "")
+    for setting in (start, *_changes(config, start)):
+        whole = _price(config, setting, None, budget)
+        if setting is not start:
+            found.append(whole)
+        if not whole.fits and (fewer := _fewer_taps(config, setting, budget)):
+            found.append(fewer)
+    return tuple(sorted(found, key=lambda each: (not each.fits, -each.total_bytes)))
+
+
+def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Iterator[_Setting]:
+    """Yield settings with one change each."""
+    backbone, table = start.backbone, start.table
+    if start.dtype == "float32":
+        yield start._replace(
+            dtype="float16", options=("--store-dtype float16",), change="numbers of 2 bytes"
+        )
+    for views in (4, 3, 2, 1):
+        if views < table.views:
+            yield start._replace(
+                table=keep_views(table, views),
+                options=(f"--views {views}",),
+                change=f"{views} view(s) of a training input",
+            )
+    if isinstance(backbone, VideoBackbone):
+        for frames in FRAMES:
+            if frames < min(backbone.max_frames, int(table.encoded.lengths.max())):
+                yield start._replace(
+                    backbone=_rebuilt(backbone, max_frames=frames),
+                    table=cap_lengths(table, frames),
+                    options=(f"--max-frames {frames}",),
+                    change=f"{frames} frame(s) of a clip",
+                )
+    if isinstance(backbone, ImageBackbone):
+        yield from _sizes(start, backbone)
+    if backbone.modality == "text":
+        yield from _lengths(config, start)
+
+
+def _sizes(start: _Setting, backbone: ImageBackbone) -> Iterator[_Setting]:
+    height, width = backbone.size
+    for side in IMAGE_SIDES:
+        size = (side, round(side * width / height / 32) * 32 if width != height else side)
+        if side >= height or not size[1]:
+            continue
+        try:
+            smaller = _rebuilt(backbone, size=size)
+        except (BackboneError, ValueError):  # a model of one size only
+            continue
+        name = f"{side}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+        yield start._replace(
+            backbone=smaller,
+            options=(f"--image-size {name}",),
+            change=f"pictures of {size[0]} x {size[1]} pixels",
+        )
+
+
+def _lengths(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Iterator[_Setting]:
+    longest = int(start.table.encoded.lengths.max())
+    for length in LENGTHS:
+        if length < min(longest, config.max_length or longest):
+            yield start._replace(
+                table=cap_lengths(start.table, length),
+                options=(f"--max-length {length}",),
+                change=f"texts of at most {length} tokens",
+            )
+
+
+def _rebuilt(
+    backbone: ImageBackbone, *, size: tuple[int, int] | None = None, max_frames: int | None = None
+) -> ImageBackbone:
+    """Return a backbone around the same model for other pixels or frames."""
+    own = {}
+    if isinstance(backbone, VideoBackbone):
+        own = {"fps": backbone.fps, "max_frames": max_frames or backbone.max_frames}
+    return type(backbone)(
+        backbone.model,
+        backbone.transform.with_size(*(size or backbone.size)),
+        name=backbone.name,
+        taps=tuple(backbone.tap_modules),
+        autocast=backbone.autocast,
+        digest=backbone.fingerprint_parts()["weights"]["sha256"],
+        revision=backbone.revision,
+        **own,
+    )
+
+
+def _fewer_taps(
+    config: PlanConfig | RetrievalPlanConfig, setting: _Setting, budget: int
+) -> Alternative | None:
+    """Return the alternative with the most taps that fits, or with two; None below three taps."""
+    sizes = {tap.name: tap.shape for tap in setting.backbone.taps}
+    layout = _layout(config, setting, None)
+    weights = [layout.tap_bytes[name] for name in sizes]
+    names, found = list(sizes), None
+    for count in range(len(names) - 1, 1, -1):
+        kept = tuple(names[i] for i in thinned(weights, count))
+        found = _price(config, setting, kept, budget)
+        if found.fits:
+            break
+    return found
+
+
+def thinned(weights: Sequence[int], count: int) -> list[int]:
+    """Return which `count` taps of these weights to keep: the last one always, it is the anchor.
+
+    Of taps that weigh the same, evenly spaced ones; otherwise the lightest.
+    """
+    last = len(weights) - 1
+    if len(set(weights)) == 1:
+        return [round(last * i / (count - 1)) for i in range(count)] if count > 1 else [last]
+    lightest = sorted(range(last), key=lambda i: (weights[i], -i))
+    return sorted([*lightest[: count - 1], last])
+
+
+def _price(
+    config: PlanConfig | RetrievalPlanConfig,
+    setting: _Setting,
+    taps: tuple[str, ...] | None,
+    budget: int,
+) -> Alternative:
+    total = _layout(config, setting, taps).total_bytes
+    options, change = setting.options, setting.change
+    if taps is not None:
+        options = (*options, *(f"--taps {name}" for name in taps))
+        kept = f"{len(taps)} of {len(setting.backbone.taps)} taps"
+        change = f"{change}, {kept}" if change else kept
+    return Alternative(options=options, change=change, total_bytes=total, fits=total <= budget)
+
+
+def _layout(
+    config: PlanConfig | RetrievalPlanConfig, setting: _Setting, taps: tuple[str, ...] | None
+) -> CacheLayout:
+    return setting.table.layout(
+        setting.backbone,
+        dtype=setting.dtype,
+        seed=config.seed,
+        block_tokens=config.block_tokens,
+        taps=taps,
+    )
