@@ -134,7 +134,7 @@ def build_index(config: IndexConfig, progress: ProgressCallback | None = None) -
     old = _earlier(config.out)
     model = load_retrieval(config.model, trust_code=config.trust_code)
     model.to(choose_device(config.device))
-    kind: Kind = model.config.media if config.kind == "auto" else config.kind
+    kind: Kind = model.modality if config.kind == "auto" else config.kind
     paths = media_files(config.media, kind)
     digest = model_digest(config.model)
     note = _unusable(old, kind, digest)

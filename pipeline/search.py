@@ -113,10 +113,9 @@ def search(config: SearchConfig) -> SearchReport:
     """Find the `config.k` files nearest to the query.
 
     Raises:
-        GalleryError: there is no index, not exactly one query, or the query is empty.
+        GalleryError: there is no index, not exactly one query, or it is empty or unreadable.
         StaleIndex: the index is unfinished, or the model is not the one it was built with.
         NotAnExport: the model's folder holds no exported two-tower model.
-        MediaError: the picture or the clip cannot be read.
     """
     query = _query(config)
     index = Index.read(config.index)
@@ -124,7 +123,10 @@ def search(config: SearchConfig) -> SearchReport:
     _check_fresh(index, config.index, folder)
     model = load_retrieval(folder, trust_code=config.trust_code)
     model.to(choose_device(config.device))
-    vector = query_vector(model, text=config.query, picture=config.picture, clip=config.clip)
+    try:
+        vector = query_vector(model, text=config.query, picture=config.picture, clip=config.clip)
+    except (MediaError, OSError) as error:
+        raise GalleryError(f"the query cannot be read: {error}") from error
     neighbours = NearestNeighbors(
         n_neighbors=min(config.k, len(index.entries)), metric="cosine", algorithm="brute"
     ).fit(index.vectors)

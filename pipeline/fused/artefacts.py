@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from pipeline.errors import PipelineError
 
@@ -49,14 +50,14 @@ class Traceable:
         module: tensors in, a tuple of tensors out; in eval mode.
         example: its inputs by name; dynamic axes of at least 2.
         outputs: names of its outputs; the first is compared with the cache.
-        axes: dynamic axes of every input, by name.
+        axes: dynamic axes of every input: their names, or `Dim`s where they have a longest size.
     """
 
     name: str
     module: nn.Module
     example: Mapping[str, Tensor]
     outputs: tuple[str, ...]
-    axes: Mapping[int, str]
+    axes: Mapping[int, str | Dim]
 
     def write(self, form: Form, folder: Path) -> Runner:
         """Write the artefact to `folder` and return a runner of the file as read back.
@@ -69,7 +70,7 @@ class Traceable:
 
 def write_pt2(traced: Traceable, folder: Path) -> Runner:
     """Write a `torch.export` archive and return a runner of the file as read back."""
-    axes = dict.fromkeys(traced.axes, torch.export.Dim.DYNAMIC)
+    axes = {k: Dim.DYNAMIC if isinstance(v, str) else v for k, v in traced.axes.items()}
     with torch.no_grad():
         program = torch.export.export(
             traced.module.eval(),

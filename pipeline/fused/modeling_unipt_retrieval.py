@@ -25,10 +25,10 @@ from transformers.modeling_outputs import ModelOutput
 from pipeline.backbones.convnets.build import build_convnet
 from pipeline.backbones.convnets.config import ConvNetConfig
 from pipeline.backbones.shaping import as_tap
-from pipeline.media.images import open_image
+from pipeline.media.images import open_image, to_rgb
 from pipeline.media.transform import ImageTransform
 from pipeline.media.video import read_frames
-from unipt.towers import TwoTowers, frame_shares
+from unipt.towers import TwoTowers, as_sequences, frame_shares
 
 from .backbone_unipt import accepted_arguments, build_backbone, record
 from .configuration_unipt_retrieval import UniPTRetrievalConfig
@@ -232,6 +232,17 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
         vector: Tensor = self.towers.media(anchor, targets, frames=bounds).vector
         return vector
 
+    def get_clip_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the embedding [1, E] of one clip by a tower of sequences, from its [F, 3, H, W].
+
+        What `get_video_features` gives, without sizes that depend on values: for tracing.
+        """
+        anchor, targets = self._media_states(pixel_values)
+        bounds = torch.zeros(2, dtype=torch.long, device=pixel_values.device)
+        anchor, targets, _ = as_sequences(anchor, targets, bounds)
+        vector: Tensor = self.towers.media(anchor[None], [x[None] for x in targets]).vector
+        return vector
+
     def _media_states(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the anchor and the targets of pictures or frames."""
         spec = self.config.media_tower
@@ -278,12 +289,12 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
             MediaError: the file cannot be read as that.
         """
         if kind == "image":
-            frames = [media if isinstance(media, Image.Image) else open_image(media)]
+            frames = [to_rgb(media)[0] if isinstance(media, Image.Image) else open_image(media)]
         elif isinstance(media, str | Path):
             spec = self.config.media_tower
             frames = read_frames(Path(media), fps=spec["fps"], max_frames=spec["max_frames"])
         else:
-            frames = list(media)
+            frames = [to_rgb(frame)[0] for frame in media]
         return torch.stack([self.transform(frame) for frame in frames])
 
     def embed_prepared(self, pixels: Sequence[Tensor], kind: str = "image") -> Tensor:

@@ -5,7 +5,6 @@ Cost: one read of the chosen samples (64 sentences of 13 BERT-base taps: about 4
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 from cache import Cache
 from pipeline.fused.build import ExportError
 from pipeline.inputs import KEY_BYTES, Input
+from pipeline.retrieval.inference import embed
+from pipeline.retrieval.taps import TowerTaps
 from unipt.classifier import SideClassifier
 from unipt.towers import SideTower
 
@@ -64,30 +65,20 @@ def cached_logits(
     order = samples.T.reshape(-1)  # all first sentences, then all second ones
     values = cache.read(order, taps)
     states = torch.stack([values[tap].float() for tap in taps])  # [n_taps, T, D]
-    logits: Tensor = classifier(states, offsets=_offsets(cache, "tokens", order)).logits
+    offsets = np.concatenate([[0], np.cumsum(cache.lengths["tokens"][order])])
+    logits: Tensor = classifier(states, offsets=torch.from_numpy(offsets)).logits
     return logits.float()
 
 
-@torch.inference_mode()
 def cached_embeddings(
     cache: Cache, tower: SideTower, taps: Sequence[str], samples: NDArray[np.int64]
 ) -> Tensor:
     """Embed cached samples [n] on their packed values; embeddings [n, E]."""
-    parts = []
-    for start in range(0, len(samples), CHUNK):
-        order = samples[start : start + CHUNK]
-        values = cache.read(order, taps)
-        *targets, anchor = (values[tap].float() for tap in taps)
-        bounds: dict[str, Any] = {
-            {"tokens": "offsets"}.get(axis, axis): _offsets(cache, axis, order)
-            for axis in cache.lengths
-        }
-        parts.append(tower(anchor, targets or [anchor], **bounds).vector)
-    return torch.cat(parts).float()
-
-
-def _offsets(cache: Cache, axis: str, samples: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(cache.lengths[axis][samples])]))
+    known = {tap.name: tap for tap in cache.taps}
+    chosen = TowerTaps(tuple(known[tap] for tap in taps))
+    return embed(
+        tower, cache, chosen, samples, batch_size=CHUNK, device=torch.device("cpu")
+    ).vectors
 
 
 def _find(cache: Cache, rows: Sequence[Row]) -> NDArray[np.int64]:

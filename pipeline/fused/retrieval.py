@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import Dim
 
 from cache import Cache
 from pipeline.backbones import TextBackbone
@@ -211,7 +212,8 @@ class RetrievalJob:
 def traceable(model: UniPTForRetrieval, tower: str, encode: parity.Encoder) -> Traceable:
     """Return what is traced of one tower; its weights are shared, its side tower is a copy.
 
-    Pictures and frames are one artefact, `image`: a clip is the normalised mean of its frames.
+    Pictures and frames are one artefact, `image`, as a clip is the normalised mean of its frames;
+    a tower of whole sequences is traced as `video`, for one clip at a time.
     """
     fused = copy.copy(model)
     fused._modules = dict(model._modules)
@@ -223,20 +225,35 @@ def traceable(model: UniPTForRetrieval, tower: str, encode: parity.Encoder) -> T
             name="text",
             module=_Text(fused),
             example=example,
-            outputs=("embedding",),
+            outputs=("text_embeds",),
             axes=TEXT_AXES,
         )
     spec = fused.config.media_tower
     shape = spec["tap_shapes"][spec["taps"][-1]]
     cells = {3: math.prod(shape[1:]), 2: shape[0], 1: 1}[len(shape)]
-    fused.towers.media.freeze(cells)
+    sequences = fused.towers.media.frames == "sequence"
+    name = "video" if sequences else "image"
+    longest = spec["max_frames"] if sequences else 1
+    fused.towers.media.freeze(cells * longest)
+    clip_axes = {0: Dim("frames", max=longest)} if longest > 1 else {}
     return Traceable(
-        name="image",
-        module=_Image(fused),
-        example={"pixel_values": example["pixel_values"]},
-        outputs=("embedding",),
-        axes=PICTURE_AXES,
+        name=name,
+        module=_Clip(fused) if sequences else _Image(fused),
+        example={"pixel_values": example["pixel_values"][: longest if sequences else None]},
+        outputs=(f"{name}_embeds",),
+        axes=clip_axes if sequences else PICTURE_AXES,
     )
+
+
+class _Clip(nn.Module):
+    """The signature of a traced tower of whole clips: the frames of one clip in, [1, E] out."""
+
+    def __init__(self, model: UniPTForRetrieval) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (self.model.get_clip_features(pixel_values),)
 
 
 class _Text(nn.Module):
@@ -275,11 +292,14 @@ def _features(model: Any, tower: str) -> Callable[..., Tensor]:
 
 
 def _over_frames(model: Any, run: Runner) -> Runner:
-    """Return the runner of clips (or pictures) made of a runner of pictures."""
+    """Return the runner of clips (or pictures) made of a runner of pictures, or of one clip."""
 
     def embed(inputs: Mapping[str, Tensor]) -> Tensor:
-        found = run({"pixel_values": inputs["pixel_values"]})
-        counts = inputs.get("frame_counts")
+        pixels, counts = inputs["pixel_values"], inputs.get("frame_counts")
+        if counts is not None and model.towers.media.frames == "sequence":
+            clips = pixels.split(counts.tolist())
+            return torch.cat([run({"pixel_values": clip}) for clip in clips])
+        found = run({"pixel_values": pixels})
         return found if counts is None else model.mean_of_frames(found, counts)
 
     return embed

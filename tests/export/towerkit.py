@@ -1,0 +1,197 @@
+"""Two tiny towers, random: backbones, caches, side towers, pictures and clips."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tiny import SENTENCES, tiny_model, tiny_tokenizer
+
+from cache import Cache
+from pipeline.backbones import ImageBackbone, TextBackbone
+from pipeline.backbones.convnets import build_convnet
+from pipeline.backbones.convnets.config import ConvNetConfig
+from pipeline.backbones.preprocessing import plain_transform
+from pipeline.backbones.video import VideoBackbone
+from pipeline.extract import extract_inputs
+from pipeline.fused.retrieval import RetrievalJob, TrainedTowers
+from pipeline.fused.write import Facts
+from pipeline.inputs import ImageInput, TextInput, VideoInput
+from pipeline.retrieval.taps import select, width
+from unipt import SideTower, TwoTowers, preset
+
+EMBED = 8
+SIDE = 32
+"""Pixels of a picture's side."""
+LAYERS: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+
+
+def shaken(model: Any, seed: int = 0) -> Any:
+    """Draw weights large enough that every layer matters, and batch statistics near one."""
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        fan = weight[0].numel() if weight.dim() > 1 else 25
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name or "bn" in name else 0.0, fan**-0.5)
+    for name, statistic in model.named_buffers():
+        if "running" in name:
+            torch.nn.init.uniform_(statistic, 0.5, 1.5)
+    return model.eval().requires_grad_(False)
+
+
+def text_backbone(kind: str) -> TextBackbone:
+    """A text model: "bert", or CLIP's with its projection."""
+    if kind == "clip":
+        config = transformers.CLIPTextConfig(
+            **LAYERS,
+            vocab_size=64,
+            projection_dim=EMBED,
+            max_position_embeddings=24,
+            bos_token_id=2,
+            eos_token_id=3,
+            pad_token_id=0,
+        )
+        model = shaken(transformers.CLIPTextModelWithProjection(config))
+    else:
+        model = tiny_model(kind)
+    return TextBackbone(model, tiny_tokenizer(), name=f"tiny-{kind}", max_length=12)
+
+
+def image_model(kind: str) -> Any:
+    """An image model: a grid (ViT), maps (ResNet, or a shipped ConvNet), or CLIP's."""
+    if kind == "convnet":
+        small = {"depths": (1, 1, 1, 1), "group_width": 4}
+        return shaken(build_convnet(ConvNetConfig(model_type="resnet50", **small)))
+    if kind == "resnet":
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
+        config: Any = transformers.ResNetConfig(**sizes, layer_type="basic")
+        return shaken(transformers.ResNetModel(config))
+    pixels = {"image_size": SIDE, "patch_size": 16}
+    if kind == "clip":
+        config = transformers.CLIPVisionConfig(**LAYERS, **pixels, projection_dim=EMBED)
+        return shaken(transformers.CLIPVisionModelWithProjection(config))
+    return shaken(transformers.ViTModel(transformers.ViTConfig(**LAYERS, **pixels)))
+
+
+def media_backbone(kind: str, *, clips: bool = False, size: int = SIDE) -> ImageBackbone:
+    """An image backbone, of pictures or of clips (3 frames evenly)."""
+    transform = plain_transform(size, (0.5,) * 3, (0.25,) * 3)
+    if clips:
+        return VideoBackbone(
+            image_model(kind), transform, name=f"tiny-{kind}", fps=0.0, max_frames=3
+        )
+    return ImageBackbone(image_model(kind), transform, name=f"tiny-{kind}")
+
+
+def drawing(number: int, step: int = 0) -> Image.Image:
+    """A coloured square on noise; another place at each step."""
+    noise = np.random.default_rng(number).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.paste(COLOURS[number % len(COLOURS)], (4 + 6 * step, 8, 24 + 6 * step, 28))
+    return picture
+
+
+def save_pictures(folder: Path, count: int = 6) -> list[Path]:
+    """Save pictures of several colours, one in a sub-folder."""
+    (folder / "more").mkdir(parents=True, exist_ok=True)
+    paths = [folder / ("more" if i == 5 else ".") / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        drawing(i).save(path)
+    return paths
+
+
+def save_clips(folder: Path, count: int = 4) -> list[Path]:
+    """Save animated pictures of 2, 3, ... frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i}.gif" for i in range(count)]
+    for i, path in enumerate(paths):
+        first, *rest = [drawing(i, step) for step in range(i + 2)]
+        first.save(path, save_all=True, append_images=rest, duration=100)
+    return paths
+
+
+def side_tower(cache: Cache, *, text: bool, frames: str = "mean", pooling: str = "gpo") -> Any:
+    """A random side tower that fits all taps of a cache."""
+    taps = select(cache, None, "text" if text else "media")
+    sizes = {
+        "widths": tuple(width(tap) for tap in taps.targets),
+        "anchor_width": width(taps.anchor),
+        "side_width": EMBED,
+        "out_width": EMBED,
+    }
+    maps = taps.layout == "map"
+    name = "clip4clip_text" if taps.vector_anchor else "vse_image" if maps else "vse_text"
+    tower = SideTower(
+        side=preset(name, **sizes),
+        pooling="none" if taps.vector_anchor else pooling,
+        frames=frames if taps.clips else "none",
+        position="last" if text else "first",
+    )
+    for weight in tower.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
+    return tower
+
+
+@dataclass
+class Towers:
+    """What a `RetrievalJob` takes, and the media files."""
+
+    trained: TrainedTowers
+    text: TextBackbone
+    media: ImageBackbone
+    text_cache: Cache
+    media_cache: Cache
+    paths: list[Path]
+
+    def job(self, **changes: Any) -> RetrievalJob:
+        """What `export_model` takes."""
+        given = {k: v for k, v in vars(self).items() if k != "paths"}
+        return RetrievalJob(**given | changes)
+
+
+def make_towers(
+    folder: Path,
+    text: str = "bert",
+    media: str = "vit",
+    *,
+    clips: bool = False,
+    frames: str = "mean",
+    pooling: str = "gpo",
+    store: Any = "float32",
+) -> Towers:
+    """Extract tiny texts and pictures (or clips) and put random side towers on top."""
+    torch.manual_seed(1)
+    words, seer = text_backbone(text), media_backbone(media, clips=clips)
+    paths = save_clips(folder / "media") if clips else save_pictures(folder / "media")
+    texts = [TextInput(sentence) for sentence in SENTENCES]
+    shown = [VideoInput(path) if clips else ImageInput(path) for path in paths]
+    caches = []
+    for backbone, inputs in ((words, texts), (seer, shown)):
+        path = folder / f"{backbone.modality}.zarr"
+        rows = [(str(i), item) for i, item in enumerate(inputs)]
+        extract_inputs(backbone, rows, path, store_dtype=store, block_tokens=64, force=True)
+        caches.append(Cache.open(path))
+    text_cache, media_cache = caches
+    towers = TwoTowers(
+        text=side_tower(text_cache, text=True, pooling=pooling),
+        media=side_tower(media_cache, text=False, frames=frames, pooling=pooling),
+        logit_scale=20.0,
+    )
+    trained = TrainedTowers(
+        towers=towers.eval(),
+        text_taps=tuple(tap.name for tap in text_cache.taps),
+        media_taps=tuple(tap.name for tap in media_cache.taps),
+        texts=texts,
+        media=shown,
+        facts=Facts(metrics={"test": {"rsum": 123.4}}, data={"task": "retrieval"}),
+    )
+    return Towers(trained, words, seer, text_cache, media_cache, paths)
