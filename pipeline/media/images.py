@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_PIXELS", "ImageInfo", "MediaError", "inspect_image", "open_image", "to_rgb"]
+from pipeline.errors import PipelineError
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageInfo",
+    "MediaError",
+    "inspect_image",
+    "open_image",
+    "opened",
+    "to_rgb",
+]
 
 MAX_PIXELS = 178_956_970
 """Most pixels a picture may have: twice Pillow's own mark, 537 MB as RGB."""
@@ -31,11 +41,8 @@ NOT_PICTURES = {
 }
 
 
-class MediaError(ValueError):
-    """A picture, a clip or its preprocessing cannot be used; the message names it and the way out.
-
-    It ships beside exported models, so it has no base class of this project.
-    """
+class MediaError(PipelineError, ValueError):
+    """A picture, a clip or its preprocessing cannot be used; the message names it and a way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +73,7 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     Raises:
         MediaError: no picture, damaged, truncated, too large, or with pixels that have no RGB form.
     """
-    with _opened(source) as image:
+    with opened(source) as image:
         return to_rgb(image)[0]
 
 
@@ -76,7 +83,7 @@ def inspect_image(source: Path | str | bytes) -> ImageInfo:
     Raises:
         MediaError: as `open_image`.
     """
-    with _opened(source) as image:
+    with opened(source) as image:
         mode = image.mode
         rgb, notes = to_rgb(image)
         frames = int(getattr(image, "n_frames", 1))
@@ -120,7 +127,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 @contextmanager
-def _opened(source: Path | str | bytes) -> Iterator[Image.Image]:
+def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
     """Open a picture; whatever fails inside the block is a MediaError that names the file."""
     name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
     try:

@@ -127,7 +127,7 @@ class ImageTransform:
         if self.resize_size is None:
             return dataclasses.replace(self, size=(height, width))
         rows, columns = (
-            int(new * old / out)
+            new * old // out
             for new, old, out in zip((height, width), self.resize_size, self.size, strict=True)
         )
         return dataclasses.replace(self, size=(height, width), resize_size=(rows, columns))
@@ -146,9 +146,8 @@ class ImageTransform:
         Raises:
             TypeError: a name is unknown or missing.
         """
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.items()
             }
         )
