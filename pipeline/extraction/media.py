@@ -15,7 +15,6 @@ from typing import NamedTuple, TypeVar
 from pipeline.errors import PipelineError
 from pipeline.inputs import ImageInput, Input, InputError, MediaInput, TextInput
 from pipeline.media.images import MediaError, inspect_image
-from pipeline.media.video import probe_video
 
 MAX_THREADS = 8
 UNREADABLE = (MediaError, PipelineError, OSError)
@@ -117,4 +116,6 @@ def _notes(item: MediaInput) -> tuple[str, ...]:
     """Return what is odd about a file, from its header."""
     if isinstance(item, ImageInput):
         return inspect_image(item.path).notes
+    from pipeline.media.video import probe_video  # noqa: PLC0415 - clips only
+
     return probe_video(item.path).notes

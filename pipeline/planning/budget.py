@@ -6,7 +6,7 @@ named keep most.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,7 +14,6 @@ from cache import CacheLayout
 from cache.spec import StorageType
 from pipeline.backbones import Backbone, BackboneError
 from pipeline.backbones.image import ImageBackbone
-from pipeline.backbones.video import VideoBackbone
 from pipeline.planning.assumed import cap_lengths, keep_views
 from pipeline.planning.config import PlanConfig, RetrievalPlanConfig
 from pipeline.table import InputTable
@@ -84,9 +83,9 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
                 options=(f"--views {views}",),
                 change=f"{views} view(s) of a training input",
             )
-    if isinstance(backbone, VideoBackbone):
+    if isinstance(backbone, ImageBackbone) and backbone.modality == "video":
         for frames in FRAMES:
-            if frames < min(backbone.max_frames, int(table.encoded.lengths.max())):
+            if frames < int(table.encoded.lengths.max()):
                 yield start._replace(
                     backbone=_rebuilt(backbone, max_frames=frames),
                     table=cap_lengths(table, frames),
@@ -132,10 +131,12 @@ def _rebuilt(
     backbone: ImageBackbone, *, size: tuple[int, int] | None = None, max_frames: int | None = None
 ) -> ImageBackbone:
     """Return a backbone around the same model for other pixels or frames."""
-    own = {}
-    if isinstance(backbone, VideoBackbone):
-        own = {"fps": backbone.fps, "max_frames": max_frames or backbone.max_frames}
-    return type(backbone)(
+    kind: Any = type(backbone)
+    names = ("fps", "max_frames") if backbone.modality == "video" else ()
+    own = {name: getattr(backbone, name) for name in names}
+    if max_frames is not None:
+        own["max_frames"] = max_frames
+    rebuilt: ImageBackbone = kind(
         backbone.model,
         backbone.transform.with_size(*(size or backbone.size)),
         name=backbone.name,
@@ -145,6 +146,7 @@ def _rebuilt(
         revision=backbone.revision,
         **own,
     )
+    return rebuilt
 
 
 def _fewer_taps(
