@@ -163,6 +163,7 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
     if not records:
         raise ValueError("there is nothing to compare; give at least one evaluation")
     metrics = [name for name in records[0]["metrics"] if not name.startswith("m2t_")]
+    decimals = 1 if "rsum" in metrics else 3  # recalls are percents
     size = (1.2 + 3.2 * len(metrics), 1.3 + 0.5 * len(records))
     figure, panels = _figure(size, columns=len(metrics))
     places = np.arange(len(records))[::-1]
@@ -180,7 +181,7 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
                 color=COLOURS[1] if own else COLOURS[0],
             )
             panel.annotate(
-                f"{value['value']:.{3 if abs(value['value']) <= 1 else 1}f}",
+                f"{value['value']:.{decimals}f}",
                 (value["value"], place),
                 xytext=(0, 6),
                 textcoords="offset points",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from .convnet import ConvSideNetwork
+from .convnet import ConvSideNetwork, MapNorm
 from .encoder_decoder import EncoderDecoderSideNetwork, Outputs
 from .interaction import EpsMode, Residual
 from .layers import Activation, InputNorm, Norm, ProjectionKind, UpKind
@@ -102,6 +102,7 @@ class ConvSideNetworkConfig(_Config):
     projection_width: int = 0
     up: UpKind = "relu_linear"
     norm_eps: float = 1e-5
+    input_norm: MapNorm = "none"
 
     def __post_init__(self) -> None:
         self._freeze("widths")

@@ -13,16 +13,19 @@ weights, so it cannot be precomputed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .interaction import EpsMode, l1_normalize
-from .layers import ProjectionKind, UpKind
+from .layers import ProjectionKind, UpKind, check_choice
 from .network import SideNetwork, SideOutput
 
-__all__ = ["ConvSideNetwork", "pool_cells"]
+__all__ = ["ConvSideNetwork", "MapNorm", "pool_cells"]
+
+MapNorm = Literal["none", "standard"]
 
 
 def pool_cells(guide: Tensor, stage: Tensor, *, eps: float, eps_mode: EpsMode) -> Tensor:
@@ -55,6 +58,32 @@ def pool_cells(guide: Tensor, stage: Tensor, *, eps: float, eps_mode: EpsMode) -
     return (cells * weights[:, None]).sum((3, 5))  # [B, C, H, W]
 
 
+class ChannelStandard(nn.Module):
+    """``(x - mean) / scale`` for each channel of maps ``[B, C, H, W]``; 0 and 1 until set.
+
+    Args:
+        width: C.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def set_statistics(self, mean: Tensor, scale: Tensor) -> None:
+        """Set mean and standard deviation ``[C]``; a deviation of 0 counts as 1."""
+        usable = torch.isfinite(scale) & (scale > 0)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(usable, scale, 1.0))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Standardise ``[B, C, H, W]``."""
+        return (maps - self.mean[:, None, None]) / self.scale[:, None, None]
+
+
 class ConvSideNetwork(nn.Module):
     """The ConvNet side network of VSE-infinity (arXiv 2308.14316) for maps of any size.
 
@@ -69,6 +98,11 @@ class ConvSideNetwork(nn.Module):
         projection_width: inner width of the "mlp"; 0 = 2 d.
         up: see `SideNetwork`.
         norm_eps: eps of the BatchNorms.
+        input_norm: "standard" = fixed statistics of each channel (`set_statistics`) applied to the
+            maps first, one more pass over them.
+
+    Raises:
+        ValueError: if an option is unknown.
     """
 
     def __init__(
@@ -84,9 +118,16 @@ class ConvSideNetwork(nn.Module):
         projection_width: int = 0,
         up: UpKind = "relu_linear",
         norm_eps: float = 1e-5,
+        input_norm: MapNorm = "none",
     ) -> None:
         super().__init__()
+        check_choice("input_norm", input_norm, MapNorm)
         self.eps, self.eps_mode = eps, eps_mode
+        self.standard = (
+            nn.ModuleList(ChannelStandard(width) for width in (*widths, anchor_width))
+            if input_norm == "standard"
+            else None
+        )
         self.guides = nn.ModuleList(nn.Linear(anchor_width, width) for width in widths)
         self.side = SideNetwork(
             widths=widths,
@@ -104,6 +145,18 @@ class ConvSideNetwork(nn.Module):
         )
         self.out_width = self.side.out_width
 
+    def set_statistics(self, position: int, mean: Tensor, scale: Tensor) -> None:
+        """Set mean and standard deviation ``[C]`` of one stage, the anchor being the last.
+
+        Raises:
+            ValueError: if ``input_norm`` is not "standard".
+        """
+        if self.standard is None:
+            raise ValueError("statistics need input_norm='standard'")
+        stage = self.standard[position]
+        assert isinstance(stage, ChannelStandard)
+        stage.set_statistics(mean, scale)
+
     def forward(self, anchor: Tensor, targets: Sequence[Tensor]) -> SideOutput:
         """Run on the maps of one backbone.
 
@@ -120,6 +173,12 @@ class ConvSideNetwork(nn.Module):
         """
         if len(targets) != len(self.guides):
             raise ValueError(f"{len(targets)} stages were given, expected {len(self.guides)}")
+        if self.standard is not None:
+            dtype = self.side.gate.weight.dtype
+            *targets, anchor = (
+                norm(maps.to(dtype))
+                for norm, maps in zip(self.standard, (*targets, anchor), strict=True)
+            )
         cells = to_cells(anchor.to(self.side.gate.weight.dtype))  # [B, H W, C]
         pooled = []
         for guide, stage in zip(self.guides, targets, strict=True):

@@ -6,7 +6,9 @@ Each function builds one thing, so that a search over hyperparameters can share 
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_EMBED = 512
 DEFAULT_SIDE = 256
+STATISTICS = 4096
+"""Samples that means and deviations are taken from, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +134,15 @@ def _side(
     config: RetrievalTrainConfig, taps: TowerTaps, tower: str, sizes: dict[str, Any]
 ) -> TokenSide | ConvSideNetworkConfig:
     """Return the options of a tower's side network; those given by name win."""
+    wanted = getattr(config, f"{tower}_input_norm")
     options = {**sizes, **getattr(config, f"{tower}_options")}
     if taps.vector_anchor:
         side = preset("clip4clip_text", **options)
     elif taps.layout == "map" and config.media_side == "auto":
-        side = preset("vse_image", **options)
+        norm = {"input_norm": "standard" if wanted == "standard" else "none"}
+        side = preset("vse_image", **norm | options)
     else:
-        norm = {"input_norm": getattr(config, f"{tower}_input_norm")}
-        side = preset("vse_text", **norm | options)
+        side = preset("vse_text", **{"input_norm": wanted} | options)
     if not isinstance(side, TokenSide | ConvSideNetworkConfig):
         raise TypeError(f"{type(side).__name__} is no side network of a tower")
     return side
@@ -174,31 +179,48 @@ def set_tower_statistics(
 ) -> None:
     """Give a tower with standardised inputs the mean and deviation of the states of `samples`.
 
-    One pass over them, with sums in float64. A ConvNet side network keeps none.
+    One pass over them, or over `STATISTICS` of them: those of the first blocks, a random choice as
+    samples were permuted before packing. Sums are in float64.
     """
-    side = tower.side
-    if isinstance(side, ConvSideNetwork) or not side.target_down.linear.standardize:
+    reducers = _reducers(tower)
+    if not reducers:
         return
+    samples = samples[np.argsort(cache.table.block[samples], kind="stable")][:STATISTICS]
     source = Source(cache=cache, samples=samples, taps=taps.names)
     loader = JointLoader({"it": source}, batch_size=batch_size, seed=0, shuffle=False)
-    count = 0
+    counts: list[int] = []
     total: list[Tensor] = []
     squares: list[Tensor] = []
     for batch in loader.epoch(0):
         given = taps.inputs(batch.parts["it"], torch.device("cpu"), torch.float32)
         anchor, targets = given.anchor, list(given.targets)
-        if anchor.dim() == 4:
+        if anchor.dim() == 4 and not isinstance(tower.side, ConvSideNetwork):
             anchor, targets = to_tokens(anchor, targets)
-        rows = [state.flatten(0, -2).double() for state in (*targets, anchor)]  # [rows, D] each
+        states = [x.movedim(1, -1) if x.dim() == 4 else x for x in (*targets, anchor)]
+        rows = [state.flatten(0, -2).double() for state in states]  # [rows, D] each
         total = _added(total, [row.sum(0) for row in rows])
         squares = _added(squares, [row.square().sum(0) for row in rows])
-        count += len(rows[-1])
-    for number, (first, second) in enumerate(zip(total, squares, strict=True)):
-        last = number == len(total) - 1
-        reducer = side.anchor_down.linear if last else side.target_down.linear
+        counts = [a + len(b) for a, b in zip(counts or [0] * len(rows), rows, strict=True)]
+    for take, count, first, second in zip(reducers, counts, total, squares, strict=True):
         mean = first / count
         deviation = (second / count - mean.square()).clamp_min(0).sqrt()
-        reducer.set_statistics(0 if last else number, mean.float(), deviation.float())
+        take(mean.float(), deviation.float())
+
+
+def _reducers(tower: SideTower) -> list[Callable[[Tensor, Tensor], None]]:
+    """Return what takes mean and deviation of each target and of the anchor, if anything does."""
+    side = tower.side
+    if isinstance(side, ConvSideNetwork):
+        maps = range(len(side.standard or ()))
+        return [partial(side.set_statistics, number) for number in maps]
+    targets, anchor = side.target_down.linear, side.anchor_down.linear
+    if not targets.standardize:
+        return []
+    numbers = range(len(side.widths))
+    return [
+        *(partial(targets.set_statistics, i) for i in numbers),
+        partial(anchor.set_statistics, 0),
+    ]
 
 
 def _added(before: list[Tensor], new: list[Tensor]) -> list[Tensor]:

@@ -1,9 +1,10 @@
 """The configuration of a retrieval training, and the published recipes it can start from."""
 
+import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.retrieval.data import RetrievalData
 from pipeline.training.config import LoopConfig
@@ -12,6 +13,21 @@ from pipeline.training.schedule import Schedule
 Recipe = Literal["default", "vse_infinity", "clip4clip"]
 InputNorm = Literal["none", "layer", "standard"]
 Pooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attention"]
+
+
+def _from_json(value: Any) -> Any:
+    """Take a mapping, or JSON text of one (as the command line gives it)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'must be a mapping or a JSON mapping, such as {{"up": "linear"}}: {error}'
+        ) from error
+
+
+Options = Annotated[dict[str, Any], BeforeValidator(_from_json)]
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -93,7 +109,7 @@ class RetrievalTrainConfig(LoopConfig):
     """Scaling of the text states: none, per token, or by the training rows' statistics. Beside a
     projected anchor it is none."""
     media_input_norm: InputNorm = "standard"
-    """Scaling of the image or video states; a ConvNet side network has batch norms instead."""
+    """Scaling of the image or video states; the ConvNet side network knows none and standard."""
     text_pooling: Pooling = "mean"
     """How the features of a text's tokens become one vector."""
     media_pooling: Pooling = "mean"
@@ -105,9 +121,9 @@ class RetrievalTrainConfig(LoopConfig):
     """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
-    text_options: dict[str, Any] = Field(default_factory=dict)
+    text_options: Options = Field(default_factory=dict)
     """Other options of the text side network, by name (see `unipt.SideNetwork`)."""
-    media_options: dict[str, Any] = Field(default_factory=dict)
+    media_options: Options = Field(default_factory=dict)
     """Other options of the image or video side network, by name."""
 
     loss: Literal["infonce", "hinge"] = "infonce"

@@ -33,6 +33,9 @@ from pipeline.training.schedule import rate_factor
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 4
+"""Dev metrics on the line of progress."""
+
 
 class Diverged(PipelineError, ArithmeticError):  # noqa: N818 (reads as what happened)
     """The loss or the gradient is not finite any more."""
@@ -89,7 +92,8 @@ class TrainProgress(NamedTuple):
 
     def describe(self) -> str:
         """Return one line: epoch, batch, loss, dev metrics, examples a second, time left."""
-        dev = "".join(f"  dev {name} {value:.3f}" for name, value in self.dev.items())
+        shown = list(self.dev.items())[:SHOWN]
+        dev = "".join(f"  dev {name} {value:.3f}" for name, value in shown)
         return (
             f"epoch {self.epoch} of {self.epochs}  batch {self.batch} of {self.batches}  "
             f"loss {self.loss:.4f}{dev}  {self.rate:,.0f} examples/s  {duration(self.eta)} left"

@@ -61,6 +61,7 @@ class RunResult:
             f"{split} {name} {value:.3f}"
             for split, metrics in self.metrics.items()
             for name, value in metrics.items()
+            if not name.endswith("_rank")
         ]
         return "\n".join(
             (

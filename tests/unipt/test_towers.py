@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -213,6 +214,25 @@ def test_maps_beside_a_token_side_network_are_averaged_over_the_anchor_grid() ->
     halves = second.reshape(2, 4, 2, 2, 2, 2).mean((3, 5))
     tokens = [each.flatten(2).transpose(1, 2) for each in (anchor, means, halves)]
     close(module(anchor, [first, second]).vector, module(tokens[0], tokens[1:]).vector)
+
+
+def test_standardised_maps_are_those_of_scaled_inputs() -> None:
+    plain, scaled = (
+        tower(MAPS, pooling="mean"),
+        tower(replace(MAPS, input_norm="standard"), pooling="mean"),
+    )
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    anchor, (first, second) = stages(2)
+    for number, channels in enumerate((3, 4, 6)):
+        scaled.side.set_statistics(
+            number, torch.full((channels,), 2.0), torch.full((channels,), 4.0)
+        )
+    maps = [4.0 * each + 2.0 for each in (anchor, first, second)]
+    close(scaled(maps[0], maps[1:]).vector, plain(anchor, [first, second]).vector)
+    scaled.side.set_statistics(0, torch.zeros(3), torch.tensor([0.0, 1.0, float("nan")]))
+    assert torch.equal(scaled.side.standard[0].scale, torch.ones(3))
+    with pytest.raises(ValueError, match="statistics need input_norm='standard'"):
+        plain.side.set_statistics(0, torch.zeros(3), torch.ones(3))
 
 
 def test_a_clip_of_vectors_is_the_mean_of_its_frames_or_a_sequence() -> None:
