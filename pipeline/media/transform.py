@@ -148,9 +148,9 @@ class ImageTransform:
         """
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+            for name, value in values.items()
+        }
+        return cls(**fields)
 
     @classmethod
     def from_processor_config(

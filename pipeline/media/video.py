@@ -27,11 +27,26 @@ __all__ = [
     "read_frames",
 ]
 
-STILL = frozenset(".bmp .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .pnm .ppm .tga .tif .tiff".split())
-MOVING = frozenset((".apng", ".avif", ".gif", ".png", ".webp"))
-"""Suffixes of picture formats that may move; .apng always is a clip."""
-CONTAINERS = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+STILL = (
+    "bmp",
+    "jfif",
+    "jp2",
+    "jpe",
+    "jpeg",
+    "jpg",
+    "pbm",
+    "pgm",
+    "pnm",
+    "ppm",
+    "tga",
+    "tif",
+    "tiff",
+)
+MOVING = ("apng", "avif", "gif", "png", "webp")
+"""Suffixes of picture formats that may move; an apng always is a clip."""
+CONTAINERS = (
+    *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv"),
+    *("ts", "webm", "wmv"),
 )
 
 
@@ -91,8 +106,8 @@ def media_kind(path: Path | str) -> Literal["image", "video"] | None:
     A damaged file of such a format counts as a picture, whose reader then says what is wrong.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in CONTAINERS or suffix == ".apng":
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix in CONTAINERS or suffix == "apng":
         return "video"
     if suffix in MOVING:
         try:
@@ -103,4 +118,4 @@ def media_kind(path: Path | str) -> Literal["image", "video"] | None:
 
 
 def _by_pillow(path: Path) -> bool:
-    return path.suffix.lower() in MOVING | STILL
+    return path.suffix.lower().removeprefix(".") in (*MOVING, *STILL)
