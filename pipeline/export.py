@@ -5,20 +5,20 @@ of every artefact over the replayed samples: seconds for a MiniLM, about a minut
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from cache import Cache, Fingerprint, FingerprintMismatch
+from cache import Cache
 from pipeline.backbones import Backbone, Modality, TextBackbone, load_backbone
 from pipeline.backbones.convnets.build import ARCHITECTURES
 from pipeline.backbones.image import ImageBackbone
 from pipeline.backbones.weights_file import SUFFIXES
 from pipeline.config import Config
 from pipeline.data import load_dataset
-from pipeline.evaluate import EvaluateConfig, evaluate, run_task
+from pipeline.evaluate import evaluate, run_task
 from pipeline.fused import artefacts
 from pipeline.fused.artefacts import Form
 from pipeline.fused.build import ExportError
@@ -27,8 +27,10 @@ from pipeline.fused.folder import check_target
 from pipeline.fused.retrieval import RetrievalJob, TrainedTowers
 from pipeline.fused.write import ExportReport, Facts, Job, export_model
 from pipeline.inputs import TextInput
-from pipeline.retrieval.data import RetrievalData, load_retrieval
+from pipeline.retrieval.data import load_retrieval
+from pipeline.retrieval.evaluate import evaluate_retrieval, run_caches, run_data
 from pipeline.run import Run
+from pipeline.training.evaluation import EvaluateConfig, open_cache
 
 
 class ExportConfig(Config):
@@ -90,32 +92,6 @@ def export(config: ExportConfig) -> ExportReport:
     return export_model(job, config.out, forms=config.forms, force=config.force)
 
 
-def open_cache(
-    trained_from: Mapping[str, Any], run: Path, path: Path | None = None, option: str = "cache"
-) -> Cache:
-    """Open a cache a run was trained from.
-
-    Args:
-        trained_from: what run.json says of the cache: `path` and `fingerprint`.
-        run: the run's folder.
-        path: where the cache is now, if it has moved.
-        option: what that is called, for the message.
-
-    Raises:
-        FingerprintMismatch: another cache is there now.
-    """
-    cache = Cache.open(path or trained_from["path"])
-    trained_on = Fingerprint(trained_from["fingerprint"])
-    if cache.fingerprint != trained_on:
-        lines = trained_on.diff(cache.fingerprint, names=("trained on", "found"))
-        raise FingerprintMismatch(
-            f"{cache.path} is not the cache that {run} was trained from:\n  "
-            + "\n  ".join(lines)
-            + f"\nGive the right one with `{option}`"
-        )
-    return cache
-
-
 def recorded_backbone(
     cache: Cache, config: ExportConfig, given: str | None, option: str = "backbone"
 ) -> Backbone:
@@ -166,7 +142,7 @@ def _architecture(name: str, recorded: Mapping[str, Any]) -> str | None:
 
 def _classifier_job(run: Run, config: ExportConfig) -> Job:
     _refuse(config, "text_backbone", "media_backbone", "text_cache", "media_cache", kind=run.kind)
-    cache = open_cache(run.info["cache"], run.path, config.cache)
+    cache = open_cache(run, run.info["cache"], config.cache)
     backbone = recorded_backbone(cache, config, config.backbone)
     if not isinstance(backbone, TextBackbone):
         raise ExportError(f"{backbone.name} reads no texts; a {run.kind} run needs a text model")
@@ -175,21 +151,19 @@ def _classifier_job(run: Run, config: ExportConfig) -> Job:
 
 def _retrieval_job(run: Run, config: ExportConfig) -> Job:
     _refuse(config, "backbone", "cache", kind=run.kind)
-    places = {"text": config.text_cache, "media": config.media_cache}
+    caches, _ = run_caches(run, text=config.text_cache, media=config.media_cache)
     names = {"text": config.text_backbone, "media": config.media_backbone}
-    caches, backbones = {}, {}
-    for tower, info in run.info["towers"].items():
-        caches[tower] = open_cache(info["cache"], run.path, places[tower], f"{tower}_cache")
-        backbones[tower] = recorded_backbone(
-            caches[tower], config, names[tower], f"{tower}_backbone"
-        )
+    backbones = {
+        tower: recorded_backbone(cache, config, names[tower], f"{tower}_backbone")
+        for tower, cache in caches.items()
+    }
     text, media = backbones["text"], backbones["media"]
     if not isinstance(text, TextBackbone) or not isinstance(media, ImageBackbone):
         raise ExportError(
             f"{text.name} and {media.name} are no text model and image model, as the towers need"
         )
     return RetrievalJob(
-        trained_towers(run, media.modality),
+        trained_towers(run, media.modality, {name: cache.path for name, cache in caches.items()}),
         text,
         media,
         text_cache=caches["text"],
@@ -223,43 +197,45 @@ def exportable(run: Run, cache_path: Path) -> TrainedClassifier:
         segments=run.info["model"]["segments"],
         unscale=run_task(run, dataset).unscale,
         rows=[example.inputs for name in splits for example in dataset.splits[name]],
-        facts=_facts(
-            run, {split: _intervals(run, split, cache_path) for split in run.info["metrics"]}
-        ),
+        facts=_facts(run, lambda split: evaluate(_evaluation(run, split, cache=cache_path))),
     )
 
 
-def trained_towers(run: Run, modality: Modality) -> TrainedTowers:
+def trained_towers(run: Run, modality: Modality, caches: Mapping[str, Path]) -> TrainedTowers:
     """Collect what an exported folder needs from a retrieval run of pictures or clips."""
-    dataset = load_retrieval(RetrievalData.build(run.info["config"]["data"]))
+    dataset = load_retrieval(run_data(run))
     return TrainedTowers(
         towers=run.towers(),
         text_taps=run.tower_taps("text"),
         media_taps=run.tower_taps("media"),
         texts=[x for _, x in dataset.inputs("text") if isinstance(x, TextInput)],
         media=[x for _, x in dataset.inputs(modality) if not isinstance(x, TextInput)],
-        facts=_facts(run, run.info["metrics"]),
+        facts=_facts(
+            run,
+            lambda split: evaluate_retrieval(
+                _evaluation(run, split, text_cache=caches["text"], media_cache=caches["media"])
+            ),
+        ),
     )
 
 
-def _facts(run: Run, metrics: Mapping[str, Any]) -> Facts:
+def _evaluation(run: Run, split: str, **caches: Path) -> EvaluateConfig:
+    return EvaluateConfig.build({"run": run.path, "split": split, **caches})
+
+
+def _facts(run: Run, evaluate_split: Callable[[str], object]) -> Facts:
+    """Return what the card says; metrics have intervals, a split is evaluated if it was not."""
+    metrics = {}
+    for split in run.info["metrics"]:
+        path = run.path / f"evaluation_{split}.json"
+        if not path.is_file():
+            evaluate_split(split)
+        metrics[split] = json.loads(path.read_text(encoding="utf-8"))["metrics"]
     settings = dict(run.info["config"])
     data = _without_folders(settings.pop("data")) | {"examples": run.info.get("examples")}
     places = ("cache", "text_cache", "media_cache", "out")
-    return Facts(
-        metrics=metrics,
-        data=data,
-        training={k: v for k, v in settings.items() if k not in places},
-    )
-
-
-def _intervals(run: Run, split: str, cache_path: Path) -> dict[str, Any]:
-    """Return the metrics of a split with their intervals, evaluating it if that was not done."""
-    path = run.path / f"evaluation_{split}.json"
-    if not path.is_file():
-        evaluate(EvaluateConfig(run=run.path, split=split, cache=cache_path))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    return found
+    training = {name: value for name, value in settings.items() if name not in places}
+    return Facts(metrics=metrics, data=data, training=training)
 
 
 def _without_folders(data: dict[str, Any]) -> dict[str, Any]:

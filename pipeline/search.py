@@ -215,7 +215,7 @@ def _draw(report: SearchReport, path: Path, *, picture: Path | None, clip: Path 
     sheet = draw_sheet(
         tiles,
         title=report.query if asked is None else shown(asked.name),
-        note=f"nearest {len(tiles)} of {report.files:,} {NOUNS[report.kind]} by cosine",
+        note=f"nearest {len(tiles)} of {report.files:,} {NOUNS[report.kind]}, by cosine",
         query=None if asked is None else _thumbnail(asked, clip=asked is clip),
     )
     save_sheet(sheet, path)

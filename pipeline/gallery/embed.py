@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.gallery.store import Entry, GalleryError, Kind
+from pipeline.gallery.store import NOUNS, Entry, GalleryError, Kind
 from pipeline.inputs import ImageInput, VideoInput
 from pipeline.media.images import MediaError
 from pipeline.media.video import media_kind
@@ -55,8 +55,7 @@ def media_files(folder: Path, kind: Kind) -> list[str]:
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         found += [p.relative_to(folder).as_posix() for p in paths if media_kind(p) == kind]
     if not found:
-        what = {"image": "pictures", "video": "clips"}[kind]
-        raise GalleryError(f"{folder} holds no {what}")
+        raise GalleryError(f"{folder} holds no {NOUNS[kind]}")
     return sorted(found)
 
 

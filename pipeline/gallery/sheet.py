@@ -13,7 +13,7 @@ TILE = 208
 """Side of a thumbnail's square, in pixels."""
 GAP, MARGIN, CAPTION, HEADER = 20, 32, 46, 84
 COLUMNS = 5
-BACKGROUND, CARD, INK, FAINT, ACCENT = "#ffffff", "#f3f4f6", "#111827", "#6b7280", "#2563eb"
+BACKGROUND, LINE, INK, FAINT, ACCENT = "#ffffff", "#e5e7eb", "#111827", "#6b7280", "#2563eb"
 TITLE_SIZE, NOTE_SIZE, NAME_SIZE = 26, 14, 14
 ELLIPSIS = "..."
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -87,7 +87,7 @@ def _header(sheet: Image.Image, title: str, note: str, query: Image.Image | None
     draw, left = ImageDraw.Draw(sheet), MARGIN
     if query is not None:
         side = HEADER - GAP
-        draw.rounded_rectangle((left, MARGIN, left + side, MARGIN + side), 8, fill=CARD)
+        draw.rounded_rectangle((left, MARGIN, left + side, MARGIN + side), 8, outline=LINE)
         _paste(sheet, query, left, MARGIN, side, pad=4)
         left += side + GAP
     room = sheet.width - left - MARGIN
@@ -99,7 +99,7 @@ def _header(sheet: Image.Image, title: str, note: str, query: Image.Image | None
 
 def _tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
-    draw.rounded_rectangle((left, top, left + TILE, top + TILE), 12, fill=CARD)
+    draw.rounded_rectangle((left, top, left + TILE, top + TILE), 12, outline=LINE)
     if tile.picture is None:
         font = _font(NOTE_SIZE)
         middle = (left + TILE / 2, top + TILE / 2)

@@ -25,7 +25,7 @@ from pipeline.training.files import write_with
 INFO = "index.json"
 FORMAT = 1
 Kind = Literal["image", "video"]
-NOUNS = {"image": "picture(s)", "video": "clip(s)"}
+NOUNS = {"image": "pictures", "video": "clips"}
 
 
 class GalleryError(PipelineError, ValueError):
