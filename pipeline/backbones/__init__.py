@@ -29,6 +29,7 @@ from pipeline.backbones.image import EncodedMedia, ImageBackbone
 from pipeline.backbones.loading import load_backbone
 from pipeline.backbones.registry import Registry
 from pipeline.backbones.text import TextBackbone
+from pipeline.backbones.video import VideoBackbone
 
 __all__ = [
     "FAMILIES",
@@ -43,6 +44,7 @@ __all__ = [
     "NotFrozen",
     "Registry",
     "TextBackbone",
+    "VideoBackbone",
     "check_frozen",
     "length_batches",
     "load_backbone",

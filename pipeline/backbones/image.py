@@ -26,6 +26,7 @@ from pipeline.backbones.generic import known_taps
 from pipeline.backbones.shaping import as_tap, map_shape
 from pipeline.backbones.trace import Trace, black_picture, trace
 from pipeline.inputs import ImageInput, VideoInput, view_key
+from pipeline.media.frames import VideoInfo
 from pipeline.media.images import open_image
 from pipeline.media.transform import ImageTransform
 from unipt.recorder import TapRecorder
@@ -45,12 +46,14 @@ class EncodedMedia:
         seeds: of the random crop and flip of each, int64 [n]; -1 for a clean view.
         lengths: frames of each, 1 a picture, int64 [n].
         truncated: always false: frames are chosen, nothing is cut; bool [n].
+        clips: of clips, when each one's frames appear (8 bytes a frame); empty for pictures.
     """
 
     paths: tuple[Path, ...]
     seeds: NDArray[np.int64]
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+    clips: tuple[VideoInfo, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,6 +66,7 @@ class EncodedMedia:
             self.seeds[samples],
             self.lengths[samples],
             self.truncated[samples],
+            tuple(self.clips[i] for i in samples) if self.clips else (),
         )
 
 

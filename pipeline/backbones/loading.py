@@ -23,6 +23,7 @@ from pipeline.backbones.quiet import quiet_transformers
 from pipeline.backbones.text import TextBackbone
 from pipeline.backbones.towers import check_tower, is_two_towers, model_class, tower_config
 from pipeline.backbones.trace import reads_pixels
+from pipeline.backbones.video import VideoBackbone
 from pipeline.backbones.weights_file import SUFFIXES, load_convnet
 from pipeline.media.transform import ImageTransform
 
@@ -109,8 +110,6 @@ def load_backbone(
     transform = _resized(loaded.transform, image_size)
     if loaded.modality == "image":
         return ImageBackbone(model, transform, **common)
-    from pipeline.backbones.video import VideoBackbone  # noqa: PLC0415
-
     return VideoBackbone(model, transform, fps=fps, max_frames=max_frames, **common)
 
 

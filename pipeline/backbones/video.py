@@ -1,10 +1,12 @@
 """Clips through a frozen image model, frame by frame: every frame's taps, of a ragged number.
 
 Cost: a clip of 12 frames is 12 pictures, in the forward pass and on disk. Counting the frames
-before the run reads each file's header (of an animated picture: the whole file).
+before the run reads each file once, several at a time.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +20,9 @@ from pipeline.backbones.family import BackboneError
 from pipeline.backbones.image import EncodedMedia, ImageBackbone, media_seeds
 from pipeline.inputs import VideoInput
 from pipeline.media.transform import ImageTransform
-from pipeline.media.video import frame_times, probe_video, read_frames
+from pipeline.media.video import frame_numbers, iter_frames, probe_video
+
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class VideoBackbone(ImageBackbone):
@@ -63,14 +67,17 @@ class VideoBackbone(ImageBackbone):
         Raises:
             MediaError: a file holds no clip, or no frame; the message names it.
         """
-        frames = [
-            len(frame_times(probe_video(item.path), self.fps, self.max_frames)) for item in inputs
-        ]
+        with ThreadPoolExecutor(_THREADS, "clips") as pool:
+            paths = list(dict.fromkeys(item.path for item in inputs))
+            found = dict(zip(paths, pool.map(probe_video, paths), strict=True))
+        clips = tuple(found[item.path] for item in inputs)
+        frames = [len(frame_numbers(clip, self.fps, self.max_frames)) for clip in clips]
         return EncodedMedia(
             tuple(item.path for item in inputs),
             media_seeds(inputs, views),
             np.array(frames, dtype=np.int64),
             np.zeros(len(inputs), dtype=np.bool_),
+            clips,
         )
 
     def prepare(self, encoded: EncodedMedia) -> dict[str, Tensor]:
@@ -79,19 +86,21 @@ class VideoBackbone(ImageBackbone):
         All frames of a clip share the crop and the flip of its view.
 
         Raises:
-            MediaError: a file cannot be read; the message names it.
-            BackboneError: a clip no longer has as many frames as `encode` found.
+            MediaError: a file cannot be read, or no longer as far as `encode` found; the message
+                names it.
         """
-        pixels = []
-        rows = zip(encoded.paths, encoded.seeds.tolist(), encoded.lengths.tolist(), strict=True)
-        for path, seed, length in rows:
-            frames = read_frames(path, self.fps, self.max_frames)
-            if len(frames) != length:
-                raise BackboneError(
-                    f"{path} gave {len(frames)} frames, {length} were counted before: the file "
-                    "changed, or is cut short. Run again, or leave it out"
-                )
-            pixels += [self._pixels(frame, seed) for frame in frames]
+        pixels = [
+            self._pixels(frame, seed)
+            for path, seed, clip in zip(
+                encoded.paths, encoded.seeds.tolist(), encoded.clips, strict=True
+            )
+            for frame in iter_frames(path, self.fps, self.max_frames, info=clip)
+        ]
+        if len(pixels) != encoded.lengths.sum():
+            raise BackboneError(
+                f"{len(pixels)} frames were read, {encoded.lengths.sum()} were counted before, in "
+                f"{', '.join(map(str, encoded.paths))}: a file changed. Run again"
+            )
         return {"pixel_values": torch.stack(pixels)}
 
     def fingerprint_parts(self) -> dict[str, Any]:

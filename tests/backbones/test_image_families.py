@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import animation, pictures, shake, tiny_backbone, tiny_vision, transform_of
@@ -17,6 +18,7 @@ from pipeline.backbones import (
     check_frozen,
 )
 from pipeline.backbones.convnets import ARCHITECTURES, build_convnet
+from pipeline.errors import PipelineError
 from pipeline.inputs import VideoInput
 
 GRID = ["embeddings", "encoder.layer.00", "encoder.layer.01"]
@@ -237,3 +239,27 @@ def test_a_trace_of_pictures_keeps_shapes_only() -> None:
     assert seen.emitted["layernorm"].shape == (1, 17, 16)
     assert seen.gave_result("layernorm")
     assert not seen.gave_result("layers.1")
+
+
+def test_a_clip_that_changed_since_it_was_counted_is_named(tmp_path: Path) -> None:
+    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="clip", fps=0)
+    path = animation(tmp_path / "clip.webp", 6)
+    encoded = backbone.encode([VideoInput(path)])
+    animation(path, 2)
+    with pytest.raises(PipelineError, match=r"clip\.webp"):
+        backbone.prepare(encoded)
+
+
+def test_all_frames_of_a_view_share_its_crop(tmp_path: Path) -> None:
+    from PIL import Image
+
+    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="clip", fps=0)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    shades = [Image.fromarray(noise // k) for k in (1, 2)]  # one picture, half as bright
+    path = tmp_path / "clip.webp"
+    shades[0].save(path, save_all=True, append_images=shades[1:], duration=100, lossless=True)
+    clip = [VideoInput(path)]
+    first, second = backbone.prepare(backbone.encode(clip, [1]))["pixel_values"]
+    assert ((first + 1) / 2 - (second + 1)).abs().max() < 0.05
+    clean = backbone.prepare(backbone.encode(clip))["pixel_values"][0]
+    assert (first - clean).abs().max() > 0.1
