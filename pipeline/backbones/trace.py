@@ -53,7 +53,8 @@ def trace(
 ) -> Trace:
     """Run `model` once in eval mode and record what ran.
 
-    The training flags are put back and the hooks removed, whatever happens.
+    The training flags, and other plain values that modules keep, are put back and the hooks are
+    removed, whatever happens: a Swin that saw a small picture remembers its windows for the next.
 
     Args:
         model: what to run.
@@ -63,14 +64,14 @@ def trace(
     """
     seen, clock = Trace(), iter(range(1 << 62))
     paths = dict(model.named_modules())
-    modes = {path: module.training for path, module in paths.items()}
+    kept = {path: _plain(module) for path, module in paths.items()}
     arguments = dict(inputs) if inputs is not None else probe(model, padding)
-    keep = not reads_pixels(model)
+    whole = not reads_pixels(model)
     handles = []
     try:
         for path, module in paths.items():
             handles.append(module.register_forward_pre_hook(_on_entry(seen, path, clock)))
-            handles.append(module.register_forward_hook(_on_exit(seen, path, clock, keep)))
+            handles.append(module.register_forward_hook(_on_exit(seen, path, clock, whole)))
         model.eval()
         with torch.no_grad():
             result = model(**arguments)
@@ -79,7 +80,7 @@ def trace(
         for handle in handles:
             handle.remove()
         for path, module in paths.items():
-            module.training = modes[path]
+            module.__dict__.update(kept[path])
     return seen
 
 
@@ -124,6 +125,11 @@ def first_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) and output else None
 
 
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of `module` that are plain values; `training` is one of them."""
+    return {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
+
+
 def _on_entry(seen: Trace, path: str, clock: Any) -> Any:
     def hook(_module: nn.Module, _args: Any) -> None:
         seen.begun.setdefault(path, next(clock))
@@ -131,14 +137,14 @@ def _on_entry(seen: Trace, path: str, clock: Any) -> Any:
     return hook
 
 
-def _on_exit(seen: Trace, path: str, clock: Any, keep: bool) -> Any:
+def _on_exit(seen: Trace, path: str, clock: Any, whole: bool) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         call = seen.calls.get(path, 0)
         seen.calls[path] = call + 1
         seen.ended[path] = seen.ended[f"{path}@{call}"] = next(clock)
         if isinstance(value := first_tensor(output), Tensor):
             seen._outputs[path] = weakref.ref(value)
-            kept = value if keep else torch.empty_like(value, device="meta")
+            kept = value if whole else torch.empty_like(value, device="meta")
             seen.emitted[path] = seen.emitted[f"{path}@{call}"] = kept
 
     return hook

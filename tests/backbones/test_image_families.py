@@ -263,3 +263,16 @@ def test_all_frames_of_a_view_share_its_crop(tmp_path: Path) -> None:
     assert ((first + 1) / 2 - (second + 1)).abs().max() < 0.05
     clean = backbone.prepare(backbone.encode(clip))["pixel_values"][0]
     assert (first - clean).abs().max() > 0.1
+
+
+def test_checking_a_swin_leaves_its_windows_alone(tmp_path: Path) -> None:
+    # made for 32 pixels, where the last map is one window
+    swin = tiny_vision("swin", depths=[1, 2], num_heads=[1, 2], window_size=8)
+    backbone = ImageBackbone(swin, transform_of(64), name="swin")
+    windows = [m.shift_size for m in backbone.model.modules() if hasattr(m, "shift_size")]
+    before = backbone.forward(encoded := backbone.encode(pictures(tmp_path)))["stage.2"]
+    check_frozen(backbone.model, backbone.tap_modules)
+    after = backbone.forward(encoded)["stage.2"]
+    assert torch.equal(before, after)
+    assert windows == [m.shift_size for m in backbone.model.modules() if hasattr(m, "shift_size")]
+    assert any(windows)

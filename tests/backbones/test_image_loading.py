@@ -157,3 +157,13 @@ def test_a_half_type_is_computed_in_and_its_digest_is_the_same(
     states = half.forward(half.encode(pictures(tmp_path)))
     assert states["final_norm"].dtype == torch.bfloat16
     assert half.fingerprint_parts() == load_backbone(str(folder)).fingerprint_parts()
+
+
+def test_the_python_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    page = Path(__file__).parents[2] / "docs" / "backbones.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    block = next(block for block in blocks if "efficientnet_lite0" in block)
+    exec(compile(block, str(page), "exec"), {})  # the page's own code
+    assert "('stage.5', (320, 7, 7), 32)" in capsys.readouterr().out
