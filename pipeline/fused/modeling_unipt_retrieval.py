@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from pipeline.backbones.convnets.build import build_convnet
 from pipeline.backbones.convnets.config import ConvNetConfig

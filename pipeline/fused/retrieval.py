@@ -297,7 +297,7 @@ def _over_frames(model: Any, run: Runner) -> Runner:
     def embed(inputs: Mapping[str, Tensor]) -> Tensor:
         pixels, counts = inputs["pixel_values"], inputs.get("frame_counts")
         if counts is not None and model.towers.media.frames == "sequence":
-            clips = pixels.split(counts.tolist())
+            clips = torch.split(pixels, counts.tolist())
             return torch.cat([run({"pixel_values": clip}) for clip in clips])
         found = run({"pixel_values": pixels})
         return found if counts is None else model.mean_of_frames(found, counts)
