@@ -1,0 +1,68 @@
+"""Tiny pictures and clips, made on the spot: frame i of every clip is uniform with value 10 i."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+STEP = 10
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def clip(
+    path: Path,
+    codec: str = "libx264",
+    frames: int = 20,
+    rate: int = 10,
+    size: tuple[int, int] = (64, 48),
+    pts: list[int] | None = None,
+    options: dict[str, str] | None = None,
+    sound: bool = False,
+) -> Path:
+    """Write a clip; `pts` are the frames' times in milliseconds."""
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 5
+        stream.codec_context.time_base = base
+        if sound:
+            add_sound(container)
+        for index in range(frames):
+            values = np.full((size[1], size[0], 3), index * STEP, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(values, format="rgb24")
+            frame.pts = index * 1000 // rate if pts is None else pts[index]
+            frame.time_base = base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def add_sound(container: av.container.OutputContainer) -> None:
+    stream = container.add_stream("aac", rate=8000)
+    frame = av.AudioFrame.from_ndarray(
+        np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+    )
+    frame.sample_rate, frame.pts = 8000, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def animation(path: Path, frames: int = 12, ms: int | list[int] = 100, alpha: int = 255) -> Path:
+    """Write an animated webp, gif or png."""
+    pictures = [Image.new("RGBA", (32, 24), (i * STEP,) * 3 + (alpha,)) for i in range(frames)]
+    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=ms, **lossless)
+    return path
+
+
+def numbers_seen(frames: list[Image.Image]) -> list[int]:
+    """Return which frames of a clip these are, from their values."""
+    return [round(float(np.asarray(frame).mean()) / STEP) for frame in frames]
