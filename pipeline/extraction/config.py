@@ -14,7 +14,8 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.config import Config
 from pipeline.data import DataConfig, Dataset, load_dataset
-from pipeline.inputs import Input
+from pipeline.inputs import ImageInput, Input, InputError
+from pipeline.media.video import CONTAINERS
 from pipeline.retrieval.data import RetrievalData, RetrievalDataset, load_retrieval
 
 BadMediaPolicy = Literal["error", "skip"]
@@ -154,8 +155,19 @@ class RetrievalExtractConfig(ExtractOptions):
         return load_retrieval(self.data)
 
     def rows(self, dataset: RetrievalDataset, modality: Modality) -> Rows:
-        """Return the captions, or the pictures or clips, of every split; of train in all views."""
+        """Return the captions, or the pictures or clips, of every split; of train in all views.
+
+        Raises:
+            InputError: the data set holds clips, and the backbone was loaded to read pictures.
+        """
         inputs = dataset.inputs(modality)
+        pictures = (item.path for _, item in inputs if isinstance(item, ImageInput))
+        clip = next((path for path in pictures if path.suffix.lower()[1:] in CONTAINERS), None)
+        if clip is not None:
+            raise InputError(
+                f"{clip.name} is a clip, and {self.backbone} was loaded to read pictures: give "
+                "--tower video to read clips frame by frame"
+            )
         augmented = np.array([name.startswith("train/") for name, _ in inputs], dtype=np.bool_)
         return Rows(inputs, augmented, self.views, self.data.bad_media)
 

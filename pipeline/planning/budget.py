@@ -5,6 +5,7 @@ forward pass; no weights are read again. An alternative keeps less of every inpu
 named keep most.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -153,16 +154,19 @@ def _fewer_taps(
     config: PlanConfig | RetrievalPlanConfig, setting: _Setting, budget: int
 ) -> Alternative | None:
     """Return the alternative with the most taps that fits, or with two; None below three taps."""
-    sizes = {tap.name: tap.shape for tap in setting.backbone.taps}
-    layout = _layout(config, setting, None)
-    weights = [layout.tap_bytes[name] for name in sizes]
-    names, found = list(sizes), None
-    for count in range(len(names) - 1, 1, -1):
+    names = [tap.name for tap in setting.backbone.taps]
+    if len(names) < 3:
+        return None
+    sizes = _layout(config, setting, None).tap_bytes
+    weights = [sizes[name] for name in names]
+
+    def price(count: int) -> Alternative:
         kept = tuple(names[i] for i in thinned(weights, count))
-        found = _price(config, setting, kept, budget)
-        if found.fits:
-            break
-    return found
+        return _price(config, setting, kept, budget)
+
+    counts = range(2, len(names))
+    fitting = bisect_right(counts, budget, key=lambda count: price(count).total_bytes)
+    return price(counts[max(0, fitting - 1)])
 
 
 def thinned(weights: Sequence[int], count: int) -> list[int]:

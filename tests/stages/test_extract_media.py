@@ -1,5 +1,6 @@
 """Extraction of pictures and clips: views, content keys, broken and changing files, plans."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -15,11 +16,18 @@ from cache import Cache
 from pipeline.backbones import ImageBackbone
 from pipeline.backbones.preprocessing import plain_transform
 from pipeline.backbones.video import VideoBackbone
-from pipeline.extract import ExtractionInterrupted, InputFailed, extract_inputs, written_bytes
+from pipeline.extract import (
+    ExtractionInterrupted,
+    InputFailed,
+    extract,
+    extract_inputs,
+    written_bytes,
+)
 from pipeline.extraction import feed as feeding
 from pipeline.extraction.config import RetrievalExtractConfig, parse_size
 from pipeline.extraction.media import BadMedia, MediaChanged, check_files
 from pipeline.inputs import ImageInput, InputError, TextInput, VideoInput, view_key
+from pipeline.plan import Plan, plan
 from pipeline.planning.assumed import assume_rows, cap_lengths, keep_views
 from pipeline.planning.budget import alternatives, thinned
 from pipeline.planning.config import PlanConfig, RetrievalPlanConfig, parse_bytes
@@ -197,12 +205,10 @@ def test_a_file_that_changes_during_the_run_is_named_and_shards_are_kept(
     monkeypatch.setattr("cache.layout.shard_blocks", lambda *_: 1)
     monkeypatch.setattr("cache.layout.slot_limit", lambda *_: 1)
     monkeypatch.setattr(feeding, "threads", lambda: 1)
-    whole = extract_inputs(make(), rows, tmp_path / "whole")
+    whole = extract_inputs(make(taps=["*2"]), rows, tmp_path / "whole")
     assert whole.shards == whole.samples
-    backbone = make()
-    forward, changed, old = backbone.forward, rows[0][1].path, rows[0][1].path.read_bytes()
-    stamp = changed.stat().st_mtime_ns
-    last: list[Path] = []
+    backbone = make(taps=["*2"])
+    forward, last = backbone.forward, []
 
     def change_later(encoded: Any, *args: Any, **options: Any) -> Any:
         if len(last) == 3:
@@ -218,8 +224,7 @@ def test_a_file_that_changes_during_the_run_is_named_and_shards_are_kept(
         extract_inputs(backbone, rows, tmp_path / "parts", batch_tokens=1)
     for path, time in times.items():
         os.utime(path, ns=(time, time))
-    assert (old, stamp) == (changed.read_bytes(), changed.stat().st_mtime_ns)
-    rest = extract_inputs(make(), rows, tmp_path / "parts", batch_tokens=1)
+    rest = extract_inputs(make(taps=["*2"]), rows, tmp_path / "parts", batch_tokens=1)
     assert 0 < rest.shards_written < whole.shards
     for path in sorted((tmp_path / "whole").rglob("*")):
         if path.is_file():
@@ -422,6 +427,65 @@ def test_sizes_of_pictures_and_caches_are_read() -> None:
     for wrong in ("GB", "-1", "3 parsecs"):
         with pytest.raises(ValueError, match="a size is a number"):
             parse_bytes(wrong)
+
+
+def captions(folder: Path, names: list[str]) -> Path:
+    """Write a captions file for the media `names` of `folder`."""
+    path = folder / "captions.csv"
+    lines = [f"{name},a film of the cat number {name.split('.')[0]}" for name in names]
+    path.write_text("\n".join(["file_name,caption", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def save_vit(folder: Path) -> Path:
+    """Save a tiny ViT with its processor, as `load_backbone` reads it."""
+    import transformers
+
+    size = {"height": SIDE, "width": SIDE}
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=SIDE, patch_size=16,
+    )  # fmt: skip
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
+    return folder
+
+
+def test_a_retrieval_data_set_is_priced_and_extracted_tower_by_tower(tmp_path: Path) -> None:
+    (media := tmp_path / "media").mkdir()
+    names = [f"{i}.png" for i in range(10)]
+    for i, name in enumerate(names):
+        save_picture(media / name, i)
+    vit, bert = save_vit(tmp_path / "vit"), save_tiny("bert", tmp_path / "bert")
+    data = {"train": captions(media, names)}
+    for backbone, views, unit in ((vit, 2, "images"), (bert, 1, "tokens")):
+        values = {"backbone": str(backbone), "out": tmp_path / unit, "data": data, "views": views}
+        options = {"trial_seconds": 0.01, "side_width": 4, "budget": "1kB"}
+        priced = plan(RetrievalPlanConfig.build(values | options))
+        report = extract(RetrievalExtractConfig.build(values))
+        assert (priced.total_bytes, priced.samples) == (report.bytes, report.samples)
+        assert (priced.unit, report.unit) == (unit, unit)
+        assert report.bytes == written_bytes(tmp_path / unit)
+        assert (priced.side_seconds > 0, priced.forward_seconds > 0) == (True, True)
+        cache = Cache.open(tmp_path / unit)
+        train = sum(name.startswith("train/") for name in cache.row_ids)
+        assert report.samples == len(cache.row_ids) + train * (views - 1)
+        for part in (f"{priced.total_bytes:,} bytes", f" {unit}/s", "OVER IT", "none of those"):
+            assert part in priced.render()
+    assumed = plan(RetrievalPlanConfig.build(values | options | {"assume": 5000}))
+    assert (assumed.rows, assumed.samples, assumed.assumed) == (5000, 5000, True)
+    assert "5,000 rows assumed" in assumed.render()
+    assert "measured on the inputs given" in assumed.render()
+    assert Plan(**json.loads(assumed.model_dump_json())) == assumed
+
+
+def test_clips_given_to_an_image_tower_name_the_way_out(tmp_path: Path) -> None:
+    for i in range(10):
+        (tmp_path / f"{i}.mp4").write_bytes(b"x")
+    path = captions(tmp_path, [f"{i}.mp4" for i in range(10)])
+    values = {"backbone": str(save_vit(tmp_path / "vit")), "out": "y", "data": {"train": path}}
+    with pytest.raises(InputError, match=r"is a clip.*--tower video"):
+        extract(RetrievalExtractConfig.build(values))
 
 
 def test_a_wrong_option_is_told_with_the_others(tmp_path: Path) -> None:
