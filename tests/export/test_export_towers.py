@@ -81,10 +81,11 @@ def test_folders_load_where_the_project_is_not_importable(tmp_path: Path) -> Non
         ("bert", "resnet", {"store": "float16"}),
         ("bert", "convnet", {"pooling": "mean"}),
         ("clip", "clip", {"clips": True}),
+        ("siglip", "clip", {}),
         ("bert", "resnet", {"clips": True}),
         ("bert", "vit", {"clips": True, "frames": "sequence", "pooling": "mean"}),
     ],
-    ids=["grid", "maps", "own-convnet", "clip-frames", "frame-maps", "sequence"],
+    ids=["grid", "maps", "own-convnet", "clip-frames", "filled-texts", "frame-maps", "sequence"],
 )
 def test_cached_and_fused_agree_for_every_kind_of_tower(
     tmp_path: Path, text: str, media: str, options: dict[str, Any]

@@ -48,18 +48,15 @@ def shaken(model: Any, seed: int = 0) -> Any:
 
 
 def text_backbone(kind: str) -> TextBackbone:
-    """A text model: "bert", or CLIP's with its projection."""
+    """A text model: "bert", or CLIP's or SigLIP's with its projection."""
+    words = {"vocab_size": 64, "max_position_embeddings": 12} | LAYERS
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     if kind == "clip":
-        config = transformers.CLIPTextConfig(
-            **LAYERS,
-            vocab_size=64,
-            projection_dim=EMBED,
-            max_position_embeddings=24,
-            bos_token_id=2,
-            eos_token_id=3,
-            pad_token_id=0,
-        )
+        config: Any = transformers.CLIPTextConfig(**words, **tokens, projection_dim=EMBED)
         model = shaken(transformers.CLIPTextModelWithProjection(config))
+    elif kind == "siglip":
+        config = transformers.SiglipTextConfig(**words, **tokens, projection_size=EMBED)
+        model = shaken(transformers.SiglipTextModel(config))
     else:
         model = tiny_model(kind)
     return TextBackbone(model, tiny_tokenizer(), name=f"tiny-{kind}", max_length=12)
