@@ -16,6 +16,7 @@ from pipeline.backbones import (
     vit,
 )
 from pipeline.backbones.base import Backbone, Encoded, Modality
+from pipeline.backbones.encoded_media import EncodedMedia
 from pipeline.backbones.encoding import EncodedTexts, length_batches
 from pipeline.backbones.family import (
     FAMILIES,
@@ -25,7 +26,7 @@ from pipeline.backbones.family import (
     select_taps,
 )
 from pipeline.backbones.frozen import NotFrozen, check_frozen
-from pipeline.backbones.image import EncodedMedia, ImageBackbone
+from pipeline.backbones.image import ImageBackbone
 from pipeline.backbones.loading import load_backbone
 from pipeline.backbones.registry import Registry
 from pipeline.backbones.text import TextBackbone

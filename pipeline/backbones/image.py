@@ -7,10 +7,8 @@ b pictures of a batch, F frames; P tokens of a grid, D wide; maps of C channels.
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,13 @@ from torch import Tensor, nn
 
 from cache import TapSpec
 from pipeline.backbones.base import Modality
+from pipeline.backbones.encoded_media import CLEAN, EncodedMedia, media_seeds
 from pipeline.backbones.family import BackboneError, select_taps
 from pipeline.backbones.fingerprint import weights_digest
 from pipeline.backbones.generic import known_taps
 from pipeline.backbones.shaping import as_tap, map_shape
 from pipeline.backbones.trace import Trace, black_picture, trace
-from pipeline.inputs import ImageInput, VideoInput, view_key
-from pipeline.media.frames import VideoInfo
+from pipeline.inputs import ImageInput
 from pipeline.media.images import open_image
 from pipeline.media.transform import ImageTransform
 from unipt.recorder import TapRecorder
@@ -34,40 +32,6 @@ from unipt.recorder import TapRecorder
 Size = tuple[int, int]
 CPU_PASS_PIXELS, GPU_PASS_PIXELS = 16 * 224**2, 256 * 224**2
 """Pixels of one forward pass, unless a bound is given."""
-_CLEAN = -1
-
-
-@dataclass(frozen=True)
-class EncodedMedia:
-    """Pictures or clips as they wait for their turn.
-
-    Attributes:
-        paths: the files.
-        seeds: of the random crop and flip of each, int64 [n]; -1 for a clean view.
-        lengths: frames of each, 1 a picture, int64 [n].
-        truncated: always false: frames are chosen, nothing is cut; bool [n].
-        clips: of clips, when each one's frames appear (8 bytes a frame); empty for pictures.
-    """
-
-    paths: tuple[Path, ...]
-    seeds: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
-    clips: tuple[VideoInfo, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def select(self, samples: NDArray[np.int64] | Sequence[int]) -> "EncodedMedia":
-        """Return the inputs numbered `samples`, in that order."""
-        samples = np.asarray(samples, dtype=np.int64)
-        return EncodedMedia(
-            tuple(self.paths[i] for i in samples),
-            self.seeds[samples],
-            self.lengths[samples],
-            self.truncated[samples],
-            tuple(self.clips[i] for i in samples) if self.clips else (),
-        )
 
 
 class ImageBackbone:
@@ -239,9 +203,7 @@ class ImageBackbone:
         return tap
 
     def _pixels(self, picture: Any, seed: int) -> Tensor:
-        made = (
-            self.transform(picture) if seed == _CLEAN else self.transform.augmented(picture, seed)
-        )
+        made = self.transform(picture) if seed == CLEAN else self.transform.augmented(picture, seed)
         pixels: Tensor = made
         return pixels
 
@@ -263,17 +225,6 @@ class ImageBackbone:
                 + (f"; it was made for {native}" if native else "")
                 + ". Give another --image-size, or none"
             ) from error
-
-
-def media_seeds(
-    inputs: Sequence[ImageInput | VideoInput], views: Sequence[int] | None
-) -> NDArray[np.int64]:
-    """Return the seed of each input's view: of its content and the view alone."""
-    seeds = np.full(len(inputs), _CLEAN, dtype=np.int64)
-    for i, view in enumerate(views or ()):
-        if view:
-            seeds[i] = int.from_bytes(view_key(inputs[i].key(), view)[:8], "little") >> 1
-    return seeds
 
 
 def _interpolation(model: nn.Module, size: Size) -> dict[str, Any]:

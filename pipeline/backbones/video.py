@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from cache import TapSpec
 from pipeline.backbones.base import Modality
+from pipeline.backbones.encoded_media import EncodedMedia, media_seeds
 from pipeline.backbones.family import BackboneError
-from pipeline.backbones.image import EncodedMedia, ImageBackbone, media_seeds
+from pipeline.backbones.image import ImageBackbone
 from pipeline.inputs import VideoInput
 from pipeline.media.transform import ImageTransform
 from pipeline.media.video import frame_numbers, iter_frames, probe_video
