@@ -1,5 +1,6 @@
-"""The fused model: a frozen backbone, its side classifier and its tokenizer as one ordinary model.
+"""The fused models: frozen backbones, their side networks and their preprocessing as one model.
 
-`configuration_unipt.py` and `modeling_unipt.py` are written into every exported folder, together
-with the files of `unipt/` that they need; the other modules build, check and describe the folder.
+`configuration_*.py`, `modeling_*.py` and `backbone_unipt.py` are written into exported folders,
+together with the files of other packages that they need (`package.py`); `classifier.py` and
+`retrieval.py` are the exports of the two kinds of runs, the other modules what they share.
 """
