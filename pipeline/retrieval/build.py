@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_EMBED = 512
 DEFAULT_SIDE = 256
-STATISTICS = 4096
+STATISTICS = 1024
 """Samples that means and deviations are taken from, at most."""
 
 
@@ -197,9 +197,9 @@ def set_tower_statistics(
         if anchor.dim() == 4 and not isinstance(tower.side, ConvSideNetwork):
             anchor, targets = to_tokens(anchor, targets)
         states = [x.movedim(1, -1) if x.dim() == 4 else x for x in (*targets, anchor)]
-        rows = [state.flatten(0, -2).double() for state in states]  # [rows, D] each
-        total = _added(total, [row.sum(0) for row in rows])
-        squares = _added(squares, [row.square().sum(0) for row in rows])
+        rows = [state.flatten(0, -2) for state in states]  # [rows, D] each
+        total = _added(total, [row.sum(0, dtype=torch.float64) for row in rows])
+        squares = _added(squares, [row.square().sum(0, dtype=torch.float64) for row in rows])
         counts = [a + len(b) for a, b in zip(counts or [0] * len(rows), rows, strict=True)]
     for take, count, first, second in zip(reducers, counts, total, squares, strict=True):
         mean = first / count
