@@ -2,11 +2,11 @@
 
 A file's packets tell every frame's time without decoding. Reading then jumps to the last key frame
 before each wanted frame and decodes from there, so 12 frames of an hour cost 12 stretches between
-key frames. Cost: one pass over the file (a disk's speed), and those stretches, twice the decoding
-only where a jump lands too late.
+key frames. Cost: one pass over the file (a disk's speed) and those stretches; where a jump lands
+too late, all from the start.
 """
 
-import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,18 +37,18 @@ TURNS = {
 
 @dataclass(eq=False)
 class Scan:
-    """The frames of a video stream as its packets tell them, in units of the time base."""
+    """What the packets of a video stream tell, in units of its time base."""
 
-    stamps: list[int] = field(default_factory=list)
-    """When each shown frame appears, ascending."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """When each shown frame appears -> how long it is shown, 0 where nothing is said."""
     keys: list[int] = field(default_factory=list)
-    """Those of them that decode alone, ascending."""
+    """Those that decode alone."""
+    packets: int = 0
+    """All packets that state a time, also of frames that are not shown."""
     hidden: int = 0
     """Packets that an edit list cuts away, or that are empty."""
     unstamped: int = 0
     """Packets that state no time."""
-    last: int = 0
-    """How long the last frame is shown; 0 where nothing is said."""
     problem: str = ""
     """Why reading stopped early, if it did."""
 
@@ -63,27 +63,25 @@ def probe_container(path: Path) -> VideoInfo:
         return _describe(path, container, stream, _scan(container, stream))
 
 
-def container_frames(path: Path, numbers: Sequence[int]) -> Iterator[Image.Image]:
+def container_frames(path: Path, info: VideoInfo, numbers: Sequence[int]) -> Iterator[Image.Image]:
     """Yield the frames of these ascending numbers as upright RGB.
 
     Raises:
-        MediaError: as `probe_container`; or a frame cannot be decoded.
+        MediaError: the file cannot be read, or a frame not be decoded.
     """
-    with _opened(path) as (container, stream):
-        scan = _scan(container, stream)
-    wanted = [scan.stamps[number] for number in numbers]
-    before = np.searchsorted(scan.keys, wanted, side="right") - 1
-    for key, group in itertools.groupby(zip(before, wanted, strict=True), lambda pair: pair[0]):
-        stamps = [stamp for _, stamp in group]
-        jump = scan.keys[key] if key > 0 else None
+    wanted = info.stamps[list(numbers)]
+    before = np.searchsorted(info.keys, wanted, side="right") - 1
+    for key in np.unique(before):
+        stamps = wanted[before == key].tolist()
+        jump = int(info.keys[key]) if key > 0 else None
         found = list(_decode(path, stamps, jump))
         if len(found) < len(stamps) and jump is not None:  # the jump landed too late
             found = list(_decode(path, stamps, None))
         if len(found) < len(stamps):
-            missing = scan.stamps.index(stamps[len(found)])
+            missing = int(np.searchsorted(info.stamps, stamps[len(found)]))
             raise MediaError(
-                f"{path}: frame {missing} of {len(scan.stamps)} cannot be decoded; restore the "
-                "file or leave its row out"
+                f"{path}: frame {missing} of {info.frames} cannot be decoded; restore the file or "
+                "leave its row out"
             )
         yield from found
 
@@ -124,11 +122,16 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """Open a file at its first true video stream; FFmpeg's errors become MediaErrors."""
     av = _pyav()
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.video
             true = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
             if not true:
                 raise MediaError(_no_video(path, container, covers=len(streams)))
+            if true[0].codec_context is None:
+                raise MediaError(
+                    f"{path}: damaged or truncated, or in a codec that this FFmpeg does not know; "
+                    "restore the file, convert it to mp4, or leave its row out"
+                )
             true[0].codec_context.thread_count = 1  # clips are decoded side by side
             yield container, true[0]
     except OSError as error:
@@ -169,58 +172,61 @@ def _pyav() -> Any:
 def _scan(container: "InputContainer", stream: "VideoStream") -> Scan:
     """Read every packet's time, decoding none."""
     scan = Scan()
-    ends: dict[int, int] = {}
     try:
         for packet in container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None:
                 scan.unstamped += packet.size > 0
+                continue
+            scan.packets += 1
+            if packet.is_corrupt:
+                scan.problem = "the last is cut short"
             elif packet.is_discard or not packet.size:
                 scan.hidden += 1
-            elif packet.is_corrupt:
-                scan.problem = "its last packet is cut short"
             else:
-                ends[stamp] = packet.duration or 0
-                if packet.is_keyframe:
-                    scan.keys.append(stamp)
+                scan.ends[stamp] = packet.duration or 0
+                scan.keys += [stamp] * packet.is_keyframe
     except (OSError, ValueError, EOFError) as error:  # FFmpeg's errors subclass these
         scan.problem = str(getattr(error, "strerror", None) or error)
-    scan.stamps = sorted(ends)
-    scan.keys.sort()
-    scan.last = ends[scan.stamps[-1]] if ends else 0
     return scan
 
 
 def _describe(path: Path, container: Any, stream: "VideoStream", scan: Scan) -> VideoInfo:
-    if not scan.stamps:
+    if not scan.ends:
         raise MediaError(f"{path}: {_nothing(scan)}; restore the file or leave its row out")
+    stamps = np.array(sorted(scan.ends), dtype=np.int64)
     base = float(stream.time_base or 1)
-    times = (np.array(scan.stamps, dtype=np.float64) - scan.stamps[0]) * base
+    times = (stamps - stamps[0]) * base
     gaps = np.diff(times)
     usual = float(np.median(gaps)) if len(gaps) else 1 / float(stream.average_rate or 1)
-    duration = float(times[-1]) + (scan.last * base or usual)
-    stated = (stream.frames, _stated_duration(container, stream))
-    _check_whole(path, scan, stated, duration, float(gaps.max(initial=usual)))
-    notes = []
+    duration = float(times[-1]) + (scan.ends[int(stamps[-1])] * base or usual)
+    _check_whole(
+        path,
+        scan,
+        frames=stream.frames if "mov" in container.format.name else 0,  # others only estimate
+        seconds=_stated_duration(container, stream),
+        read=duration + max(0.0, float(stamps[0]) * base),  # some state the end, not the length
+        slack=1.5 * float(gaps.max(initial=usual)),
+    )
+    first = _first(path)
+    turn = round(first.rotation) % 360
+    notes = [f"rotated by {turn} degrees"] * (turn in TURNS)
     if len(gaps) and float(np.ptp(gaps)) > max(0.1 * usual, 2 * base):
         notes.append("variable frame rate: frames by their times")
     if len(container.streams.video) > 1:
         notes.append(f"{len(container.streams.video)} video streams: the first is used")
     if scan.hidden:
         notes.append(f"edited: {scan.hidden} frames are not shown")
-    first = _first(path)
-    turned = round(first.rotation) % 360 in (90, 270)
-    if round(first.rotation) % 360 in TURNS:
-        notes.append(f"rotated by {round(first.rotation) % 360} degrees")
-    size = (first.height, first.width) if turned else (first.width, first.height)
     return VideoInfo(
         duration_s=duration,
         fps=len(times) / duration,
         frames=len(times),
-        width=size[0],
-        height=size[1],
+        width=first.height if turn in (90, 270) else first.width,
+        height=first.width if turn in (90, 270) else first.height,
         times=times,
         notes=tuple(notes),
+        stamps=stamps,
+        keys=np.unique(np.array(scan.keys, dtype=np.int64)),
     )
 
 
@@ -242,22 +248,21 @@ def _nothing(scan: Scan) -> str:
 
 
 def _check_whole(
-    path: Path, scan: Scan, stated: tuple[int, float], duration: float, gap: float
+    path: Path, scan: Scan, *, frames: int, seconds: float, read: float, slack: float
 ) -> None:
     """Refuse a file that ends before the frames, or else the seconds, that it states.
 
     Raises:
         MediaError: says how many frames are readable.
     """
-    frames, seconds = stated
-    missing = frames > len(scan.stamps) + scan.hidden
+    stated = f"{frames} frames" if frames else f"{seconds:.1f} s"
+    missing = frames > scan.packets
     if not frames:
-        missing = seconds - duration > max(SLACK * seconds, 1.5 * gap)
+        missing = seconds - read > max(SLACK * seconds, slack)
     if missing or scan.problem:
-        whole = f" of the {frames or round(seconds, 1)} {'frames' if frames else 's'} it states"
-        whole = whole if missing else f" ({scan.problem})"
         raise MediaError(
-            f"{path}: truncated: {len(scan.stamps)} frames, {duration:.1f} s, are readable{whole}; "
+            f"{path}: truncated: {len(scan.ends)} frames, {read:.1f} s, are readable"
+            f"{f' of the {stated} it states' if missing else f' ({scan.problem})'}; "
             "restore the file, save the readable part as a new one "
             "(`ffmpeg -i FILE -c copy NEW.mp4`), or leave its row out"
         )
@@ -265,10 +270,9 @@ def _check_whole(
 
 def _stated_duration(container: Any, stream: "VideoStream") -> float:
     """Return the seconds that the header states for the stream, or 0."""
-    tag = stream.metadata.get("DURATION", "")  # matroska: 00:01:02.500000000
-    if tag.count(":") == 2:
-        hours, minutes, seconds = (float(part) for part in tag.split(":"))
-        return hours * 3600 + minutes * 60 + seconds
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:  # matroska: 00:01:02.500000000
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     if stream.duration is not None:
         return float(stream.duration * (stream.time_base or 0))
     alone = len(container.streams) == 1 and container.duration is not None

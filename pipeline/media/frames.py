@@ -4,7 +4,7 @@ The choice is made from the frames' times alone, before any is decoded, so that 
 frames is known early and a frame is never given twice. Cost: a binary search a frame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ class VideoInfo:
     """When each frame appears, ascending from 0, in seconds: [frames]."""
     notes: tuple[str, ...]
     """What is unusual about it: a variable frame rate, several video streams."""
+    stamps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """`times` as the container writes them, in its own unit; empty for animated pictures."""
+    keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """The stamps of frames that decode alone, ascending; empty for animated pictures."""
 
 
 def frame_times(info: VideoInfo, fps: float = 1.0, max_frames: int = 12) -> NDArray[np.float64]:

@@ -28,18 +28,7 @@ __all__ = [
 ]
 
 STILL = (
-    "bmp",
-    "jfif",
-    "jp2",
-    "jpe",
-    "jpeg",
-    "jpg",
-    "pbm",
-    "pgm",
-    "pnm",
-    "ppm",
-    "tga",
-    "tif",
+    *("bmp", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "pnm", "ppm", "tga", "tif"),
     "tiff",
 )
 MOVING = ("apng", "avif", "gif", "png", "webp")
@@ -89,10 +78,12 @@ def iter_frames(
         ValueError: as `read_frames`.
     """
     path = Path(path)
-    numbers = frame_numbers(info or probe_video(path), fps, max_frames).tolist()
-    yield from (
-        animated_frames(path, numbers) if _by_pillow(path) else container_frames(path, numbers)
-    )
+    info = info or probe_video(path)
+    numbers = frame_numbers(info, fps, max_frames).tolist()
+    if _by_pillow(path):
+        yield from animated_frames(path, numbers)
+    else:
+        yield from container_frames(path, info, numbers)
 
 
 def is_video(path: Path | str) -> bool:

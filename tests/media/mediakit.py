@@ -26,19 +26,20 @@ def clip(
     sound: bool = False,
 ) -> Path:
     """Write a clip; `pts` are the frames' times in milliseconds."""
-    base = Fraction(1, 1000)
+    base = Fraction(1, rate if path.suffix == ".avi" else 1000)  # avi has one frame a unit
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 5
+        stream.bit_rate = 2_000_000  # so that the values survive
         stream.codec_context.time_base = base
         if sound:
             add_sound(container)
         for index in range(frames):
             values = np.full((size[1], size[0], 3), index * STEP, dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(values, format="rgb24")
-            frame.pts = index * 1000 // rate if pts is None else pts[index]
+            frame.pts = round(index / rate / base) if pts is None else pts[index]
             frame.time_base = base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
