@@ -11,18 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .frames import VideoInfo
 from .images import MediaError
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
 __all__ = ["container_frames", "probe_container"]
 
@@ -111,14 +106,14 @@ def _decode(path: Path, wanted: Sequence[int], jump: int | None) -> Iterator[Ima
                     return
 
 
-def _upright(frame: "VideoFrame") -> Image.Image:
-    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+def _upright(frame: Any) -> Image.Image:
+    image: Image.Image = frame.to_image()
     turn = TURNS.get(round(frame.rotation) % 360)
     return image if turn is None else image.transpose(turn)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a file at its first true video stream; FFmpeg's errors become MediaErrors."""
     av = _pyav()
     try:
@@ -151,7 +146,7 @@ def _damaged(path: Path, error: Any) -> MediaError:
     )
 
 
-def _no_video(path: Path, container: "InputContainer", covers: int) -> str:
+def _no_video(path: Path, container: Any, covers: int) -> str:
     kinds = sorted({stream.type for stream in container.streams})
     what = f"only {', '.join(kinds)}" if kinds else "no streams"
     what = "only sound with a cover picture" if covers else what
@@ -169,7 +164,7 @@ def _pyav() -> Any:
     return av
 
 
-def _scan(container: "InputContainer", stream: "VideoStream") -> Scan:
+def _scan(container: Any, stream: Any) -> Scan:
     """Read every packet's time, decoding none."""
     scan = Scan()
     try:
@@ -191,7 +186,7 @@ def _scan(container: "InputContainer", stream: "VideoStream") -> Scan:
     return scan
 
 
-def _describe(path: Path, container: Any, stream: "VideoStream", scan: Scan) -> VideoInfo:
+def _describe(path: Path, container: Any, stream: Any, scan: Scan) -> VideoInfo:
     if not scan.ends:
         raise MediaError(f"{path}: {_nothing(scan)}; restore the file or leave its row out")
     stamps = np.array(sorted(scan.ends), dtype=np.int64)
@@ -230,7 +225,7 @@ def _describe(path: Path, container: Any, stream: "VideoStream", scan: Scan) -> 
     )
 
 
-def _first(path: Path) -> "VideoFrame":
+def _first(path: Path) -> Any:
     """Decode the first frame, which alone tells the rotation and whether the codec is known."""
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
@@ -268,7 +263,7 @@ def _check_whole(
         )
 
 
-def _stated_duration(container: Any, stream: "VideoStream") -> float:
+def _stated_duration(container: Any, stream: Any) -> float:
     """Return the seconds that the header states for the stream, or 0."""
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:  # matroska: 00:01:02.500000000

@@ -382,6 +382,15 @@ def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(read_frames(moving, 0, 3)) == 3
 
 
+def test_shipped_files_can_be_loaded_without_pyav() -> None:
+    from transformers.dynamic_module_utils import get_imports
+
+    folder = Path(containers.__file__).parent
+    wanted = {name for path in folder.glob("*.py") for name in get_imports(path)}
+    assert {"PIL", "numpy", "torch"} <= wanted
+    assert "av" not in wanted
+
+
 # --- animated pictures
 
 
