@@ -1,53 +1,78 @@
 """The command line: parses, calls one function, prints. `unipt COMMAND --help` tells the rest.
 
 A command's module is imported when the command runs, so `--help` is quick and `train` never loads
-transformers.
+transformers. `plan`, `extract` and `train` take the options of the family that `--task` names.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 Build = Callable[[], click.Command]
+ARGUMENTS = "unipt.arguments"
 
 
 class Commands(click.Group):
-    """A group whose commands are built on first use; their summaries are at hand at once."""
+    """A group whose commands are built on first use; their summaries are at hand at once.
+
+    A command may have one builder for each family of tasks; the arguments tell which is meant.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.builders: dict[str, tuple[str, Build]] = {}
+        self.summaries: dict[str, str] = {}
+        self.builders: dict[tuple[str, str], Build] = {}
 
-    def stage(self, name: str, summary: str) -> Callable[[Build], Build]:
-        """Register the builder of the command `name`."""
+    def stage(
+        self, name: str, summary: str = "", *, family: str = "sentences"
+    ) -> Callable[[Build], Build]:
+        """Register the builder of the command `name` for a family of tasks."""
 
         def register(build: Build) -> Build:
-            self.builders[name] = (summary, build)
+            self.summaries.setdefault(name, summary)
+            self.builders[name, family] = build
             return build
 
         return register
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Note the arguments, which name the family of tasks, and resolve as usual."""
+        ctx.meta[ARGUMENTS] = args[1:]
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of a user's work."""
-        return list(self.builders)
+        return list(self.summaries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Build the command `cmd_name`, or return None if there is none."""
-        if cmd_name not in self.builders:
+        return self.build(cmd_name, ctx.meta.get(ARGUMENTS, ()))
+
+    def build(self, name: str, arguments: Sequence[str] = ()) -> click.Command | None:
+        """Build the command `name` as its `arguments` want it, or return None if there is none."""
+        families = {family for known, family in self.builders if known == name}
+        if not families:
             return None
-        command = self.builders[cmd_name][1]()
-        command.name = cmd_name
+        family = "sentences"
+        if len(families) > 1:
+            from pipeline.options import task_family
+
+            family = task_family(arguments)
+        command = self.builders[name, family]()
+        command.name = name
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing their stages."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (summary, _) in self.builders.items()])
+            formatter.write_dl(list(self.summaries.items()))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,6 +107,22 @@ def _plan() -> click.Command:
     return command
 
 
+@commands.stage("plan", family="retrieval")
+def _plan_retrieval() -> click.Command:
+    from pipeline.options import build_config, config_options
+    from pipeline.plan import RetrievalPlanConfig, plan
+
+    @click.command(epilog="Example: unipt plan MODEL --task retrieval --train captions.jsonl")
+    @config_options(RetrievalPlanConfig, arguments=("backbone",))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Tell what caching one tower costs: bytes to the byte, time from a measured trial."""
+        show(plan(build_config(RetrievalPlanConfig, ctx)), as_json)
+
+    return command
+
+
 @commands.stage("extract", "Run the frozen backbone once; write every tap into a cache.")
 def _extract() -> click.Command:
     from pipeline.console import progress_line
@@ -98,6 +139,32 @@ def _extract() -> click.Command:
         The same command resumes an interrupted extraction.
         """
         config = build_config(ExtractConfig, ctx)
+        with progress_line() as progress:
+            report = extract(config, progress=progress)
+        show(report, as_json)
+
+    return command
+
+
+@commands.stage("extract", family="retrieval")
+def _extract_retrieval() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.extract import RetrievalExtractConfig, extract
+    from pipeline.options import build_config, config_options
+
+    @click.command(
+        epilog="Example: unipt extract MODEL pictures.zarr --task retrieval --train captions.jsonl"
+    )
+    @config_options(RetrievalExtractConfig, arguments=("backbone", "out"))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Run BACKBONE over the captions, or the pictures or clips, and cache its taps in OUT.
+
+        A text model reads the captions, an image model the pictures or clips: one cache a tower.
+        The same command resumes an interrupted extraction.
+        """
+        config = build_config(RetrievalExtractConfig, ctx)
         with progress_line() as progress:
             report = extract(config, progress=progress)
         show(report, as_json)
@@ -169,6 +236,44 @@ def _train() -> click.Command:
     return command
 
 
+@commands.stage("train", family="retrieval")
+def _train_retrieval() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.options import build_config, config_options
+    from pipeline.retrieval.config import RetrievalTrainConfig
+    from pipeline.retrieval.ridge import ridge
+    from pipeline.retrieval.train import train_retrieval
+
+    @click.command(
+        epilog="Example: unipt train texts.zarr pictures.zarr runs/one --task retrieval "
+        "--train captions.jsonl"
+    )
+    @config_options(RetrievalTrainConfig, arguments=("text_cache", "media_cache", "out"))
+    @click.option(
+        "--probe",
+        "layers",
+        type=click.Choice(["last", "all"]),
+        help="Fit a ridge regression between mean-pooled states instead, for comparison.",
+    )
+    @as_json
+    @click.pass_context
+    def command(
+        ctx: click.Context, /, layers: Literal["last", "all"] | None, as_json: bool, **_: Any
+    ) -> None:
+        """Train two side networks from TEXT_CACHE and MEDIA_CACHE; write the run OUT.
+
+        Neither backbone is loaded. The same command resumes an interrupted run.
+        """
+        config = build_config(RetrievalTrainConfig, ctx)
+        if layers is not None:
+            return show(ridge(config, layers), as_json)
+        with progress_line() as progress:
+            report = train_retrieval(config, progress=progress)
+        return show(report, as_json)
+
+    return command
+
+
 @commands.stage("evaluate", "Every metric of a run, with a bootstrap interval.")
 def _evaluate() -> click.Command:
     from pipeline.evaluate import EvaluateConfig, evaluate
@@ -229,6 +334,45 @@ def _predict() -> click.Command:
         """Label INPUT (standard input if absent) with the exported MODEL."""
         report = predict(build_config(PredictConfig, ctx))
         click.echo(report.render(), err=True)
+
+    return command
+
+
+@commands.stage("index", "Embed a folder of pictures or clips with an exported model.")
+def _index() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.index import IndexConfig, build_index
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt index pictures-model holidays/ holidays-index")
+    @config_options(IndexConfig, arguments=("model", "media", "out"))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Embed every picture or clip below MEDIA with MODEL and write the index OUT.
+
+        Run again, it embeds only what is new or changed.
+        """
+        config = build_config(IndexConfig, ctx)
+        with progress_line() as progress:
+            report = build_index(config, progress=progress)
+        show(report, as_json)
+
+    return command
+
+
+@commands.stage("search", "Find pictures or clips in an index, by text or by picture.")
+def _search() -> click.Command:
+    from pipeline.options import build_config, config_options
+    from pipeline.search import SearchConfig, search
+
+    @click.command(epilog="Example: unipt search holidays-index 'a dog on the beach' --sheet a.png")
+    @config_options(SearchConfig, arguments=("index", "query"))
+    @as_json
+    @click.pass_context
+    def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
+        """Find what in INDEX fits QUERY best, or looks most like --picture or --clip."""
+        show(search(build_config(SearchConfig, ctx)), as_json)
 
     return command
 

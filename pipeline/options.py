@@ -5,11 +5,12 @@ the config: what is left out comes from `--config FILE`, then from the field's d
 """
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+import yaml
 from click.core import ParameterSource
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,6 +19,8 @@ from pipeline.config import Config, ConfigError, read_mapping
 
 C = TypeVar("C", bound=Config)
 Command = Callable[..., Any]
+RETRIEVAL_TASKS = ("retrieval", "flickr30k", "coco", "msrvtt", "msvd")
+"""Values of `task` whose options are those of two towers."""
 
 
 def config_options(
@@ -62,6 +65,29 @@ def build_config(cls: type[C], context: click.Context, **fixed: Any) -> C:
         ):
             _place(cls, values, name, value)
     return cls.build(values | fixed)
+
+
+def task_family(arguments: Sequence[str]) -> str:
+    """Return the family of the task that command-line `arguments` name: sentences or retrieval.
+
+    `--task` says it, or else the file of `--config`; without either it is sentences.
+    """
+    task, file = _value_of("--task", arguments), _value_of("--config", arguments)
+    if task is None and file is not None and Path(file).is_file():
+        values = read_mapping(Path(file))
+        data = values.get("data")
+        task = values.get("task", data.get("task") if isinstance(data, dict) else None)
+    return "retrieval" if task in RETRIEVAL_TASKS else "sentences"
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def _place(cls: type[BaseModel], values: dict[str, Any], name: str, value: Any) -> None:
@@ -122,8 +148,23 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
 
 
 def _scalar(annotation: Any) -> Any:
+    if get_origin(annotation) is dict:
+        return _Mapping()
     if get_origin(annotation) is Literal:
         return click.Choice([str(choice) for choice in get_args(annotation)])
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return click.Path(path_type=Path)
     return annotation if annotation in (int, float, str) else str
+
+
+class _Mapping(click.ParamType[dict[str, Any]]):
+    """A mapping in YAML or JSON: `{up: linear, eps: 1e-6}`."""
+
+    name = "mapping"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse `value`, or fail with what was expected."""
+        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(parsed, dict):
+            self.fail(f"{value!r} is no mapping such as '{{up: linear}}'", param, ctx)
+        return parsed

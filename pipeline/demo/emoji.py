@@ -103,7 +103,9 @@ def _captioned(
         for file, content in _files(packages, folder):
             code = Path(file).stem
             record = records.get(code) or plain.get(code)
-            if record is None or record.get("group") in (FLAGS, None) or not wanted(content):
+            if record is None or record["hexcode"] in lines or not wanted(content):
+                continue
+            if record.get("group") in (FLAGS, None):
                 continue
             (partial / Path(file).name).write_bytes(content)
             caption = ", ".join([record["label"], *record.get("tags", ())])

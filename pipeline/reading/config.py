@@ -19,7 +19,9 @@ class DataConfig(Config):
     """Which examples, where their fields are, and how they are split."""
 
     task: str = "classification"
-    """classification, regression, or a GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte."""
+    """classification, regression, or a GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte.
+    Pictures and clips (retrieval, flickr30k, coco, msrvtt, msvd) have options of their own:
+    `--task retrieval --help`."""
     train: Path
     """Training file (.tsv .csv .jsonl .parquet), or a folder with all splits (GLUE's own layout,
     or `datasets.save_to_disk`)."""
