@@ -87,6 +87,7 @@ def main(samples: int, batch_size: int, side_width: int, repeats: int, device: s
     with tempfile.TemporaryDirectory() as folder:
         model = random_bert(Path(folder) / "bert")
         backbone = load_backbone(str(model), device=device, dtype="float32", max_length=128)
+        assert isinstance(backbone, TextBackbone)
         inputs = movie_sentences(samples)
         rows = [(str(number), text) for number, text in enumerate(inputs)]
         extraction = extract_inputs(backbone, rows, Path(folder) / "cache", store_dtype="float16")
