@@ -114,8 +114,15 @@ def plan_layout(
     block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
     blocks_per_shard: int | None = None,
     origin: Mapping[str, Any] | None = None,
+    order: Ints | None = None,
+    samples_per_block: int | None = None,
 ) -> CacheLayout:
-    """Lay a cache out; see `CacheWriter.create` for the arguments.
+    """Lay a cache out; see `CacheWriter.create` for the other arguments.
+
+    Args:
+        order: sample numbers in the order of packing; None for a permutation by `seed`.
+        samples_per_block: rows of a block in the stacks of fixed shape, and the most samples of any
+            block; None to choose.
 
     Raises:
         ValueError: arguments that contradict each other, all of them named.
@@ -131,7 +138,7 @@ def plan_layout(
     sizes = block_rows(stacks, tables, block_tokens, itemsize)
     if min([1 if blocks_per_shard is None else blocks_per_shard, *sizes.values()]) < 1:
         raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
-    slots = slot_limit(stacks, sizes, n_samples, itemsize)
+    slots = samples_per_block or slot_limit(stacks, sizes, n_samples, itemsize)
     if blocks_per_shard is None:
         blocks_per_shard = shard_blocks(stacks, tables, sizes, slots, itemsize)
     packing = pack_samples(
@@ -141,6 +148,7 @@ def plan_layout(
         blocks_per_shard=blocks_per_shard,
         slot_limit=slots,
         seed=seed,
+        order=order,
     )
     encoded = [row_id.encode("utf-8") for row_id in row_ids]
     offsets = np.zeros(len(encoded) + 1, np.int64)
@@ -156,7 +164,7 @@ def plan_layout(
         block_tokens=sizes,
         blocks_per_shard=packing.blocks_per_shard,
         n_blocks=packing.n_blocks,
-        samples_per_block=packing.max_slots if axes else slots,
+        samples_per_block=samples_per_block or (packing.max_slots if axes else slots),
     )
     return CacheLayout(
         geometry=geometry,

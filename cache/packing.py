@@ -66,6 +66,7 @@ def pack_samples(
     blocks_per_shard: int,
     slot_limit: int,
     seed: int,
+    order: Ints | None = None,
 ) -> Packing:
     """Pack permuted samples into blocks.
 
@@ -76,8 +77,10 @@ def pack_samples(
         blocks_per_shard: blocks of a shard; grows to hold the longest sample.
         slot_limit: most samples in a block.
         seed: of the permutation.
+        order: the permutation itself, where it comes from elsewhere.
     """
-    order = np.random.default_rng(seed).permutation(n_samples).astype(np.int64)
+    if order is None:
+        order = np.random.default_rng(seed).permutation(n_samples).astype(np.int64)
     needed = np.ones(n_samples, np.int64)  # blocks of each position
     ends = {}
     for axis, size in block_tokens.items():

@@ -115,6 +115,19 @@ class CacheWriter:
             blocks_per_shard=blocks_per_shard,
             origin=origin,
         )
+        return cls.open(path, layout, keys, overlap=overlap, check=check)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        layout: CacheLayout,
+        keys: Bytes,
+        *,
+        overlap: bool = False,
+        check: bool = False,
+    ) -> Self:
+        """Start or resume the cache of a given layout; see `create`."""
         root = Path(path)
         _refuse_foreign(root)
         make_folders(root)
