@@ -7,6 +7,7 @@ rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file.
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from .spec import Bytes
 PARTIAL = ".partial"
 """Suffix of a file that is being written; leftovers are removed when a writer resumes."""
 
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -65,6 +67,26 @@ def write_atomic(path: Path, data: bytes | Bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name (a hard link), or copy it where the disk has no such."""
+    partial = target.with_name(target.name + PARTIAL)
+    with room_needed(target):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            try:
+                shutil.copyfile(source, partial)
+                with partial.open("rb") as copied:
+                    os.fsync(copied.fileno())
+                partial.replace(target)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+    sync_folder(target.parent)
 
 
 def append_synced(path: Path, data: bytes) -> None:

@@ -6,8 +6,11 @@ the keys and the machine do not matter. Cost: one JSON dump and one BLAKE2b pass
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 ABSENT = "(absent)"
 
@@ -20,6 +23,16 @@ def canonical(value: Any) -> str:
 def digest(data: bytes) -> str:
     """Return the 128-bit BLAKE2b digest of `data` in hexadecimal (32 characters)."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def table_digest(
+    keys: NDArray[np.uint8], row_to_sample: NDArray[np.int64], row_ids: Sequence[str]
+) -> str:
+    """Return the SHA-256 of a table of inputs: content keys, samples of the rows, row ids."""
+    digest = hashlib.sha256(keys.tobytes())
+    digest.update(row_to_sample.astype("<i8").tobytes())
+    digest.update("\n".join(row_ids).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 class Fingerprint:

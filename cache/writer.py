@@ -21,6 +21,7 @@ from .files import (
     PARTIAL,
     WriterLock,
     append_synced,
+    link_or_copy,
     make_folders,
     read_exact,
     sync_folder,
@@ -244,6 +245,24 @@ class CacheWriter:
         append_synced(self.path / LEDGER, entry.to_line())
         self._done[buffer.shard] = entry
         self._spare.append(buffer.release())
+
+    def adopt(self, shard: int, files: Mapping[str, tuple[Path, str]]) -> None:
+        """Take over the finished files of a shard from another cache, without reading them.
+
+        Args:
+            shard: number of the shard.
+            files: name of each stack -> file and checksum in the other cache's ledger.
+        """
+        self._check_open()
+        geometry = self.layout.geometry
+        for stack in geometry.stacks:
+            target = self.path / geometry.shard_path(stack, shard)
+            make_folders(target.parent)
+            link_or_copy(files[stack.name][0], target)
+        crcs = {name: crc for name, (_, crc) in files.items()}
+        entry = self.layout.entry(shard, crcs, self._config)
+        append_synced(self.path / LEDGER, entry.to_line())
+        self._done[shard] = entry
 
     def wait(self) -> None:
         """Wait for the overlapped write, if any; its error is raised here."""

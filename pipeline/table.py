@@ -5,7 +5,6 @@ row ids; states and pixels never enter. n unique inputs (samples: a content in o
 K views.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
+from cache.fingerprint import table_digest
 from cache.spec import StorageType
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extraction.media import (
@@ -107,14 +107,10 @@ class InputTable:
             dtype: storage type.
             parts: what stands for the backbone's own fingerprint parts.
         """
-        rows = "\n".join(self.row_ids).encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(self.keys.tobytes())
-        digest.update(self.row_to_sample.astype("<i8").tobytes())
-        digest.update(rows)
         inputs: dict[str, Any] = {
             "rows": len(self.row_ids),
             "unique": self.n_samples,
-            "sha256": digest.hexdigest(),
+            "sha256": table_digest(self.keys, self.row_to_sample, self.row_ids),
         }
         if self.views > 1:
             inputs["views"] = {
