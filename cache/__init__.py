@@ -7,6 +7,7 @@ docs/cache-format.md.
 from .chunks import Verify
 from .errors import (
     ActivationOverflow,
+    CacheConflict,
     CacheDamaged,
     CacheError,
     CacheFull,
@@ -23,6 +24,19 @@ from .fingerprint import Fingerprint
 from .joint import JointBatch, JointLoader
 from .layout import CacheLayout, plan_layout
 from .loader import Batch, Loader
+from .maintain import (
+    CacheEntry,
+    GcReport,
+    Leftover,
+    Listing,
+    RewriteReport,
+    append,
+    convert,
+    export_taps,
+    gc,
+    ls,
+    merge,
+)
 from .memory import Tier, available_memory
 from .reader import Cache
 from .shard import ShardBuffer
@@ -34,7 +48,9 @@ __all__ = [
     "ActivationOverflow",
     "Batch",
     "Cache",
+    "CacheConflict",
     "CacheDamaged",
+    "CacheEntry",
     "CacheError",
     "CacheFull",
     "CacheIncomplete",
@@ -46,12 +62,16 @@ __all__ = [
     "CacheWriter",
     "Fingerprint",
     "FingerprintMismatch",
+    "GcReport",
     "InvalidTap",
     "JointBatch",
     "JointLoader",
     "Kind",
+    "Leftover",
+    "Listing",
     "Loader",
     "Part",
+    "RewriteReport",
     "ShardBuffer",
     "ShardMisaligned",
     "Source",
@@ -60,8 +80,14 @@ __all__ = [
     "Tier",
     "Verify",
     "VerifyReport",
+    "append",
     "available_memory",
+    "convert",
+    "export_taps",
+    "gc",
     "info",
+    "ls",
+    "merge",
     "plan_layout",
     "verify",
 ]

@@ -37,6 +37,10 @@ class FingerprintMismatch(CacheError, ValueError):
     """The folder holds a cache of something else; the message lists the differences."""
 
 
+class CacheConflict(CacheError, ValueError):
+    """Caches that are to be one contradict each other; the message names the row."""
+
+
 class ActivationOverflow(CacheError, OverflowError):
     """An activation is not finite, or not finite any more in the storage type."""
 

@@ -152,6 +152,28 @@ def file_size(path: Path) -> int:
         ) from error
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds the lock file `path`; creates and changes nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _is_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 class WriterLock:
     """The right to write one cache: `flock` on an empty file, gone with the process that held it.
 
@@ -163,6 +185,8 @@ class WriterLock:
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_file(self._fd, path):  # deleted by its last holder after it was opened here
+                raise BlockingIOError
         except BlockingIOError as error:
             self.release()
             raise CacheLocked(

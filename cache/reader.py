@@ -126,6 +126,11 @@ class Cache:
             geometry.shard_bytes(s, shard) for s in geometry.stacks for shard in self.finished
         )
 
+    @property
+    def keys(self) -> Bytes:
+        """Content key of each sample, uint8 [n_samples, 16]."""
+        return self._keys
+
     @cached_property
     def row_ids(self) -> tuple[str, ...]:
         """Name of each row; decoded at first use."""

@@ -1,0 +1,253 @@
+"""New caches out of finished ones: joined, narrowed, in another type or layout.
+
+Each writes a new folder and leaves its sources alone; run again after a kill it goes on, and on a
+finished result it does nothing. The cost is that of `rewrite`: one read of the chosen taps, one
+write. `append` writes the new samples and one shard, the others are shared with the old cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidTap
+from ..fingerprint import Fingerprint
+from ..layout import CacheLayout, plan_layout
+from ..reader import Cache
+from ..spec import StorageType, TapSpec
+from . import identity
+from .join import Joined, alone, join
+from .rewrite import Progress, RewriteReport, rewrite
+
+
+def merge(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Make one cache of several of the same backbone, taps and storage type.
+
+    Rows come in the order of `paths`; content that several hold is stored once. On the disk the
+    samples are shuffled into each other, so that minibatches are as good as those of one
+    extraction.
+
+    Args:
+        paths: finished caches.
+        out: folder of the new one.
+        seed: of the shuffle.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        FingerprintMismatch: the caches are of different kinds; the message lists how.
+        CacheConflict: a row id stands for different inputs.
+        CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    caches = _open(paths)
+    joined = join(caches, order="shuffled", seed=seed)
+    first = caches[0].geometry
+    layout = _layout(
+        joined,
+        origin=caches[0].origin | {"assembled": f"merge of {len(caches)} caches"},
+        seed=seed,
+        block_tokens=_token_axes(caches[0]),
+        blocks_per_shard=_kept_blocks_per_shard(caches[0], first.taps),
+    )
+    return rewrite("merge", joined, layout, Path(out), progress=progress)
+
+
+def append(
+    path: str | Path,
+    parts: Sequence[str | Path],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Add the rows of `parts` to a cache: the result is a new folder that shares the old shards.
+
+    The samples of `path` keep their places; those of `parts` follow in blocks of their own. All
+    shards but the last are hard links (copies on another disk), so the cost is that of the new
+    rows. The old folder stays as it was and may be deleted when the new one is finished. New rows
+    are not shuffled among the old ones on the disk, only by the loader's window of blocks; `merge`
+    shuffles all.
+
+    Args:
+        path: the finished cache to add to.
+        parts: finished caches of the new rows; rows that are already there are left out.
+        out: folder of the new one.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        FingerprintMismatch, CacheConflict, CacheFull, CacheError, CacheDamaged: as for `merge`.
+    """
+    caches = _open([path, *parts])
+    joined = join(caches, order="after", seed=0)
+    base = caches[0].geometry
+    fixed = any(not stack.ragged for stack in base.stacks)
+    layout = _layout(
+        joined,
+        origin=caches[0].origin | {"assembled": "append"},
+        seed=base.seed,
+        block_tokens=base.block_tokens,
+        blocks_per_shard=base.blocks_per_shard,
+        samples_per_block=base.samples_per_block if fixed else None,
+    )
+    return rewrite("append", joined, layout, Path(out), share=True, progress=progress)
+
+
+def export_taps(
+    path: str | Path,
+    taps: Sequence[str],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Copy some taps of a cache into a new one: the one that an extraction of these taps gives.
+
+    Args:
+        path: a finished cache.
+        taps: names; stored in the order of the source.
+        out: folder of the new one.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        InvalidTap: an unknown tap, or none.
+        CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    return _reshape("export-taps", Cache.open(path), out, taps=taps, progress=progress)
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    dtype: StorageType | None = None,
+    taps: Sequence[str] | None = None,
+    block_tokens: int | None = None,
+    blocks_per_shard: int | None = None,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Copy a cache into another storage type or layout.
+
+    Where the source had rounded the numbers already, the fingerprint of the result says through
+    which types they went: it is not the cache that an extraction in `dtype` gives.
+
+    Args:
+        path: a finished cache.
+        out: folder of the new one.
+        dtype: storage type; None for that of the source.
+        taps: names; None for all.
+        block_tokens: tokens of a block; None for those of the source.
+        blocks_per_shard: blocks of a shard; None for those of the source, or anew by size.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        ActivationOverflow: a number does not fit `dtype`; the message names tap and row.
+        ValueError, InvalidTap, CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    return _reshape(
+        "convert",
+        Cache.open(path),
+        out,
+        taps=taps,
+        dtype=dtype,
+        block_tokens=block_tokens,
+        blocks_per_shard=blocks_per_shard,
+        progress=progress,
+    )
+
+
+def _reshape(
+    action: str,
+    cache: Cache,
+    out: str | Path,
+    *,
+    taps: Sequence[str] | None,
+    dtype: StorageType | None = None,
+    block_tokens: int | None = None,
+    blocks_per_shard: int | None = None,
+    progress: Progress | None,
+) -> RewriteReport:
+    joined, chosen = alone(cache), _choose(cache, taps)
+    axes = _token_axes(cache)
+    layout = _layout(
+        joined,
+        taps=chosen,
+        dtype=dtype,
+        seed=cache.geometry.seed,
+        origin=cache.origin,
+        block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
+        blocks_per_shard=blocks_per_shard or _kept_blocks_per_shard(cache, chosen),
+    )
+    return rewrite(action, joined, layout, Path(out), progress=progress)
+
+
+def _open(paths: Sequence[str | Path]) -> list[Cache]:
+    if len({Path(path).resolve() for path in paths}) < len(paths) or not paths:
+        raise ValueError(f"give different caches, at least one; given: {[*map(str, paths)]}")
+    caches = [Cache.open(path) for path in paths]
+    identity.check_same_kind(caches)
+    return caches
+
+
+def _choose(cache: Cache, taps: Sequence[str] | None) -> tuple[TapSpec, ...]:
+    if taps is None:
+        return cache.taps
+    known = [tap.name for tap in cache.taps]
+    unknown = [name for name in taps if name not in known]
+    if unknown or not taps:
+        raise InvalidTap(f"taps {unknown} are not in {cache.path}; it has {known}")
+    return tuple(tap for tap in cache.taps if tap.name in taps)
+
+
+def _token_axes(cache: Cache) -> dict[str, int]:
+    """Return the block sizes that a caller chose; those of frames follow from bytes."""
+    tokens = {tap.axis for tap in cache.taps if tap.kind == "tokens"}
+    return {axis: n for axis, n in cache.geometry.block_tokens.items() if axis in tokens}
+
+
+def _kept_blocks_per_shard(cache: Cache, taps: Sequence[TapSpec]) -> int | None:
+    """Return the blocks of a shard if they depend on nothing that changes, None otherwise."""
+    tokens = all(tap.kind == "tokens" for tap in (*cache.taps, *taps))
+    return cache.geometry.blocks_per_shard if tokens else None
+
+
+def _layout(
+    joined: Joined,
+    *,
+    origin: Mapping[str, Any],
+    seed: int,
+    block_tokens: Mapping[str, int],
+    blocks_per_shard: int | None,
+    taps: tuple[TapSpec, ...] | None = None,
+    dtype: StorageType | None = None,
+    samples_per_block: int | None = None,
+) -> CacheLayout:
+    """Lay out the samples of `joined` in its order, under the fingerprint that fits."""
+    first = joined.caches[0]
+    taps = taps or first.taps
+    stored: Any = first.geometry.dtype
+    mapping = first.fingerprint.mapping
+    if len(joined.caches) > 1:
+        mapping = identity.of_table(mapping, joined.keys, joined.row_to_sample, joined.row_ids)
+    if len(taps) < len(first.taps):
+        mapping = identity.of_taps(mapping, [tap.name for tap in taps])
+    if dtype is not None and dtype != stored:
+        mapping = identity.of_type(mapping, stored, dtype)
+    axes = {tap.axis for tap in taps if tap.ragged}
+    lengths = {axis: values for axis, values in joined.lengths.items() if axis in axes}
+    return plan_layout(
+        taps=taps,
+        lengths=lengths or None,
+        n_samples=len(joined.sample),
+        row_to_sample=joined.row_to_sample,
+        row_ids=joined.row_ids,
+        dtype=dtype or stored,
+        fingerprint=Fingerprint(mapping),
+        seed=seed,
+        block_tokens={axis: size for axis, size in block_tokens.items() if axis in axes},
+        blocks_per_shard=blocks_per_shard,
+        origin=origin,
+        order=joined.order,
+        samples_per_block=samples_per_block,
+    )
