@@ -15,6 +15,7 @@ from cache import Cache
 from pipeline.backbones import Backbone, Modality, TextBackbone, load_backbone
 from pipeline.backbones.convnets.build import ARCHITECTURES
 from pipeline.backbones.image import ImageBackbone
+from pipeline.backbones.pooled_taps import recorded_pool
 from pipeline.backbones.weights_file import SUFFIXES
 from pipeline.config import Config
 from pipeline.data import load_dataset
@@ -120,6 +121,7 @@ def recorded_backbone(
         taps=[tap.name for tap in cache.taps],
         architecture=_architecture(name, recorded),
         revision=config.revision or cache.origin.get("revision"),
+        pool=recorded_pool(recorded.get("taps", {})),
         **_preprocessing(recorded.get("preprocessing", {})),
     )
 

@@ -80,6 +80,8 @@ class Plan(BaseModel):
     """Time of a pass with the backbone over the time of a pass from the cache."""
     break_even: float | None
     """Epochs x trials after which the cache has paid; None if reading costs more than computing."""
+    pool: str = "none"
+    """What is kept of a tap's tokens, patches or cells; "none": all."""
     unit: str = "tokens"
     """What `tokens` counts: "tokens", "frames" or "images"."""
     views: int = 1
@@ -107,6 +109,7 @@ class Plan(BaseModel):
         longest = "" if self.unit == "images" else f", longest {self.longest}{of}"
         assumed = " assumed" if self.assumed else ""
         views = f", {self.views} views" if self.views > 1 else ""
+        pooled = "" if self.pool == "none" else f", pooled: {self.pool}"
         speed = describe_rate(self.tokens_per_second, self.unit)
         measured = "measured on the inputs given" if self.assumed else "measured"
         lines = [
@@ -114,7 +117,7 @@ class Plan(BaseModel):
             f"inputs     {self.rows:,} rows{assumed}, {self.samples:,} unique ({self.duplicates:,} "
             f"duplicates){views}, {self.tokens:,} {self.unit}{longest}",
             f"truncated  {self.truncation or 'none'}",
-            f"taps       {len(self.taps)} in {self.store_dtype}:",
+            f"taps       {len(self.taps)} in {self.store_dtype}{pooled}:",
             *(
                 f"             {name:<{widest}}  {size:>16,} bytes"
                 for name, size in self.taps.items()
@@ -237,6 +240,7 @@ def plan(config: ExtractOptions) -> Plan:
         read_seconds=read,
         speedup=(forward + side) / (read + side),
         break_even=extract_seconds / (forward - read) if forward > read else None,
+        pool=backbone.pool,
         unit=unit_of(backbone),
         views=table.views,
         assumed=table is not given,

@@ -48,6 +48,7 @@ class Backbone(Protocol):
         taps: the selected taps, in the order of computation.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
+        pool: how what a tap emits is pooled, "none" where it is not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Backbone(Protocol):
     taps: tuple[TapSpec, ...]
     tap_modules: dict[str, str]
     all_taps: tuple[str, ...]
+    pool: str
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +68,13 @@ class Backbone(Protocol):
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type of the arithmetic."""
+
+    def pooled(self, pool: str) -> Self:
+        """Return this backbone with its taps pooled by `pool`; it shares the model.
+
+        Raises:
+            BackboneError: the pooling does not fit the taps.
+        """
 
     def encode(self, inputs: Sequence[Any], views: Sequence[int] | None = None) -> Encoded:
         """Return `inputs` ready to wait, each in the view given (0 is clean); None takes all clean.

@@ -5,11 +5,12 @@ that threads may do while the model runs. Clips go through the same model frame 
 b pictures of a batch, F frames; P tokens of a grid, D wide; maps of C channels.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from pipeline.backbones.encoded_media import CLEAN, EncodedMedia, media_seeds
 from pipeline.backbones.family import BackboneError, select_taps
 from pipeline.backbones.fingerprint import weights_digest
 from pipeline.backbones.generic import known_taps
+from pipeline.backbones.pooled_taps import describe_pooling, pooled_taps
+from pipeline.backbones.pooling import pool_states
 from pipeline.backbones.shaping import as_tap, map_shape
 from pipeline.backbones.trace import Trace, black_picture, trace
 from pipeline.inputs import ImageInput
@@ -45,17 +48,19 @@ class ImageBackbone:
         autocast: compute type of `torch.autocast`; None runs in the weights' own type.
         digest: the weights' digest, if it was taken before they were cast.
         revision: branch, tag or commit of a hub id, to find the model again.
+        pool: pooling of the patches or cells of a tap, see `pooling.check_pool`.
 
     Attributes:
         taps: the selected taps, in the order of computation.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
+        emitted_taps: the same for one picture, before they are pooled.
         size: height and width of the pixels, in pixels.
         arguments: given to every forward pass, beside the pixels.
 
     Raises:
-        BackboneError: the model cannot be tapped, takes no pictures of this size, or a pattern
-            matches no tap.
+        BackboneError: the model cannot be tapped, takes no pictures of this size, a pattern
+            matches no tap, or the pooling does not fit.
     """
 
     modality: Modality = "image"
@@ -71,6 +76,7 @@ class ImageBackbone:
         autocast: torch.dtype | None = None,
         digest: str | None = None,
         revision: str | None = None,
+        pool: str = "none",
     ) -> None:
         self.model: Any = model
         self.transform, self.name, self.autocast = transform, name, autocast
@@ -84,11 +90,17 @@ class ImageBackbone:
         self.all_taps = tuple(known)
         self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}
         patches = _patches(self.config, self.size) if family and family.cells else None
-        self._picture_taps = tuple(
+        self.emitted_taps = tuple(
             _picture_tap(tap, seen.emitted[path], self.size, patches)
             for tap, path in self.tap_modules.items()
         )
-        self.taps = tuple(self._own(tap) for tap in self._picture_taps)
+        self._pool(pool)
+
+    def pooled(self, pool: str) -> Self:
+        """Return this backbone with its taps pooled by `pool`; it shares the model."""
+        other = copy.copy(self)
+        other._pool(pool)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +201,8 @@ class ImageBackbone:
             "preprocessing": {"modality": self.modality, "image": self.transform.to_dict()},
             "taps": {
                 tap.name: {"module": self.tap_modules[tap.name], "shape": list(tap.shape)}
-                for tap in self.taps
+                | describe_pooling(self._own(emitted), tap, self.pool)
+                for emitted, tap in zip(self.emitted_taps, self.taps, strict=True)
             },
         }
 
@@ -202,6 +215,10 @@ class ImageBackbone:
         """Return the tap of one picture as a tap of one input of this modality."""
         return tap
 
+    def _pool(self, pool: str) -> None:
+        self.pool = pool
+        self.taps = tuple(self._own(tap) for tap in pooled_taps(self.emitted_taps, pool))
+
     def _pixels(self, picture: Any, seed: int) -> Tensor:
         made = self.transform(picture) if seed == CLEAN else self.transform.augmented(picture, seed)
         pixels: Tensor = made
@@ -211,8 +228,12 @@ class ImageBackbone:
         with TapRecorder(self.model, self.tap_modules) as recorder:
             self.run({"pixel_values": pixels})
         states = recorder.states
+        if self.pool == "none":
+            return {t.name: as_tap(states[t.name].to(dtype), t.shape) for t in self.emitted_taps}
+        shaped = {t.name: as_tap(states[t.name], t.shape) for t in self.emitted_taps}
         return {
-            tap.name: as_tap(states[tap.name].to(dtype), tap.shape) for tap in self._picture_taps
+            name: pool_states(state, self.pool).to(dtype or state.dtype)
+            for name, state in shaped.items()
         }
 
     def _trace(self) -> Trace:

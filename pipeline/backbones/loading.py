@@ -58,6 +58,7 @@ def load_backbone(
     trust_remote_code: bool = False,
     random_init: bool = False,
     seed: int = 0,
+    pool: str = "none",
 ) -> Backbone:
     """Load a text or image model, frozen and in eval mode.
 
@@ -80,6 +81,7 @@ def load_backbone(
         random_init: build the model from its configuration with random weights (`seed`); no
             checkpoint is read.
         seed: seed of the random weights.
+        pool: pooling of what a tap emits, see `pooling.check_pool`.
 
     Raises:
         BackboneError: the model cannot be read, lacks weights, or cannot be tapped; or an option
@@ -104,6 +106,7 @@ def load_backbone(
         "autocast": autocast,
         "digest": digest,
         "revision": revision,
+        "pool": pool,
     }
     if loaded.transform is None:
         return TextBackbone(model, loaded.tokenizer, max_length=max_length, **common)

@@ -7,11 +7,12 @@ pad token is therefore any id where a tokenizer has none. A family that was trai
 longest, T valid tokens.
 """
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from pipeline.backbones.encoding import EncodedTexts, encode, length_batches
 from pipeline.backbones.family import BackboneError, Family, select_taps
 from pipeline.backbones.fingerprint import tokenizer_digest, weights_digest
 from pipeline.backbones.generic import check_padding, known_taps
+from pipeline.backbones.pooled_taps import describe_pooling, pooled_taps
+from pipeline.backbones.pooling import pool_states
 from pipeline.backbones.trace import no_kv_cache, trace
 from pipeline.inputs import TextInput
 from unipt.recorder import TapRecorder
@@ -49,18 +52,21 @@ class TextBackbone:
         autocast: compute type of `torch.autocast`; None runs in the weights' own type.
         digest: the weights' digest, if it was taken before they were cast.
         revision: branch, tag or commit of a hub id, to find the model again.
+        pool: pooling of the tokens of a tap, see `pooling.check_pool`; "none" keeps them.
 
     Attributes:
         taps: the selected taps, in the order of computation; what a module emits once a text
-            ([B, D], a projected state) is a vector, what it emits for each token is not.
+            ([B, D], a projected state) is a vector, what it emits for each token is not, unless
+            it is pooled.
+        emitted_taps: the same before they are pooled.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
         full_length: every text is filled up to `max_length` with pad tokens that nothing masks.
         arguments: given to every forward pass, beside the inputs.
 
     Raises:
-        BackboneError: the model cannot be tapped, a pattern matches no tap, or `max_length` is
-            beyond the model's positions.
+        BackboneError: the model cannot be tapped, a pattern matches no tap, the pooling does not
+            fit, or `max_length` is beyond the model's positions.
     """
 
     modality: Modality = "text"
@@ -77,6 +83,7 @@ class TextBackbone:
         autocast: torch.dtype | None = None,
         digest: str | None = None,
         revision: str | None = None,
+        pool: str = "none",
     ) -> None:
         self.model: Any = model
         self.tokenizer, self.name, self.autocast = tokenizer, name, autocast
@@ -89,13 +96,20 @@ class TextBackbone:
         self.family = family.name if family else "generic"
         self.all_taps = tuple(known)
         self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}
-        self.taps = tuple(
+        self.emitted_taps = tuple(
             _tap_spec(tap, seen.emitted[path]) for tap, path in self.tap_modules.items()
         )
+        self.pool, self.taps = pool, pooled_taps(self.emitted_taps, pool)
         self.max_length = _max_length(max_length, self.config, tokenizer, family, name)
         self.full_length = family is not None and family.full_length
         self.arguments = no_kv_cache(model)
         self.token_types = _takes_token_types(model, self.config, tokenizer)
+
+    def pooled(self, pool: str) -> Self:
+        """Return this backbone with its taps pooled by `pool`; it shares the model."""
+        other = copy.copy(self)
+        other.pool, other.taps = pool, pooled_taps(self.emitted_taps, pool)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +199,7 @@ class TextBackbone:
     ) -> dict[str, Tensor]:
         """Return tap name -> states, inputs one after the other.
 
-        The states of the valid tokens, [T, D], or one a text, [B, D], for a vector tap.
+        The states of the valid tokens, [T, D], or one a text, [B, D], for a vector or pooled tap.
 
         Args:
             encoded: the inputs of one batch.
@@ -196,12 +210,16 @@ class TextBackbone:
         batch = self.prepare(encoded) if prepared is None else prepared
         with TapRecorder(self.model, self.tap_modules) as recorder:
             self.run(batch)
-        index = _valid(encoded, batch["input_ids"].shape[1])
-        index = None if index is None else index.to(self.device)
+        states = recorder.states
+        valid = np.arange(batch["input_ids"].shape[1]) < encoded.lengths[:, None]  # [B, L]
+        if self.pool != "none":
+            mask = torch.from_numpy(valid).to(self.device)
+            return {name: _pooled(state, self.pool, mask, dtype) for name, state in states.items()}
+        index = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(self.device)
         return {
-            tap.name: _packed(recorder.states[tap.name].to(dtype), index)
+            tap.name: _packed(states[tap.name].to(dtype), index)
             if tap.kind == "tokens"
-            else recorder.states[tap.name].to(dtype)
+            else states[tap.name].to(dtype)
             for tap in self.taps
         }
 
@@ -227,7 +245,8 @@ class TextBackbone:
             },
             "taps": {
                 tap.name: {"module": self.tap_modules[tap.name], "width": tap.shape[0]}
-                for tap in self.taps
+                | describe_pooling(emitted, tap, self.pool)
+                for emitted, tap in zip(self.emitted_taps, self.taps, strict=True)
             },
         }
 
@@ -237,10 +256,8 @@ def _tap_spec(name: str, emitted: Tensor) -> TapSpec:
     return TapSpec(name=name, kind=kind, shape=(emitted.shape[-1],))
 
 
-def _valid(encoded: EncodedTexts, longest: int) -> Tensor | None:
-    """Return where the tokens lie among [B * L] of a padded batch; None where nothing is padded."""
-    valid = np.arange(longest) < encoded.lengths[:, None]  # [B, L]
-    return None if valid.all() else torch.from_numpy(np.flatnonzero(valid))
+def _pooled(states: Tensor, pool: str, mask: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return pool_states(states, pool, mask).to(dtype or states.dtype)  # [B, D]
 
 
 def _packed(states: Tensor, index: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from cache.spec import StorageType
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
+from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
 from pipeline.data import DataConfig, Dataset, load_dataset
 from pipeline.inputs import ImageInput, Input, InputError
@@ -62,6 +63,9 @@ class ExtractOptions(Config):
     """Folder of the cache; a started one is resumed."""
     taps: tuple[str, ...] | None = None
     """Glob pattern of taps to record, such as 'encoder.layer.*'; all taps if absent."""
+    pool: Annotated[str, AfterValidator(check_pool)] = "none"
+    """What to keep of a tap's tokens, patches or cells: none (all of them), mean, max, first (CLS),
+    last (a text's last token): one vector each; or cells=N: maps averaged to N x N."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest text in tokens; by default what tokenizer and model allow, at most 512."""
     device: str = "auto"
@@ -103,7 +107,7 @@ class ExtractOptions(Config):
         return load_backbone(self.backbone, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
-        names = ("device", "dtype", "taps", "max_length", "revision", "trust_remote_code")
+        names = ("device", "dtype", "taps", "pool", "max_length", "revision", "trust_remote_code")
         return {name: getattr(self, name) for name in (*names, "random_init", "seed")}
 
 

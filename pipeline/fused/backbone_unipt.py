@@ -1,7 +1,7 @@
 """A frozen backbone inside a fused model: built from its configuration, recorded at its taps.
 
 Written into every exported folder. Price of recording: a hook a tap and one rounding of what it
-emitted; nothing else is copied.
+emitted, pooled first where the cache is; nothing else is copied.
 """
 
 import inspect
@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from pipeline.backbones.pooling import pool_states
 from unipt.recorder import TapRecorder
 
 
@@ -44,26 +45,37 @@ def accepted_arguments(backbone: nn.Module) -> frozenset[str]:
 
 
 def record(
-    backbone: nn.Module, taps: Mapping[str, str], storage_type: str, **arguments: Tensor | bool
+    backbone: nn.Module, taps: Mapping[str, str], **arguments: Tensor | bool
 ) -> dict[str, Tensor]:
-    """Run the backbone; return what each tap emitted, in float32, rounded as a cache rounds it.
-
-    Rounding errors are not noise: a nearly constant feature is rounded the same way every time,
-    and the side network was trained on the rounded values.
+    """Run the backbone; return what each tap emitted.
 
     Args:
         backbone: to run.
         taps: tap name -> module path.
-        storage_type: number type of the cache.
         arguments: of its forward pass.
     """
     with TapRecorder(backbone, taps) as recorder:
         backbone(**arguments)
-    return {name: rounded(state, storage_type) for name, state in recorder.states.items()}
+    return recorder.states
+
+
+def as_cached(state: Tensor, spec: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:
+    """Return what a tap emitted as its cache holds it: pooled, then rounded; float32.
+
+    Args:
+        state: [b, L, D], [b, P, D], [b, C, H, W] or [b, D].
+        spec: `pool` (see `pool_states`; absent: "none") and `storage_type` of the cache.
+        mask: [b, L], true at the tokens of texts.
+    """
+    return rounded(pool_states(state, spec.get("pool", "none"), mask), spec["storage_type"])
 
 
 def rounded(states: Tensor, storage_type: str) -> Tensor:
-    """Return float32 states that went through the number type `storage_type`."""
+    """Return float32 states that went through the number type `storage_type`.
+
+    Rounding errors are not noise: a nearly constant feature is rounded the same way every time,
+    and the side network was trained on the rounded values.
+    """
     stored = getattr(torch, storage_type)
     if stored != torch.float32:
         limit = torch.finfo(stored).max

@@ -104,7 +104,7 @@ def build_retrieval(
         ExportError: a backbone's class cannot be shipped, or a tap is unknown.
     """
     clips = (media.fps, media.max_frames) if isinstance(media, VideoBackbone) else CLIP_FRAMES
-    shapes = {tap.name: list(tap.shape) for tap in media.taps}
+    shapes = {tap.name: list(tap.shape) for tap in media.emitted_taps}
     config = UniPTRetrievalConfig(
         text_tower=backbone_spec(text, text_taps, text_storage)
         | {
@@ -158,6 +158,7 @@ def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) ->
         "backbone_config": asdict(config) if shipped else config.to_dict(),
         "taps": list(taps),
         "tap_modules": {tap: backbone.tap_modules[tap] for tap in taps},
+        "pool": backbone.pool,
         "storage_type": storage_type,
     }
 

@@ -20,6 +20,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         side_config: `SideClassifier.config`.
         storage_type: number type of the cached states the side classifier was trained on; the
             recorded states pass through it.
+        pool: pooling of the recorded states, as of the cached ones.
         token_types: pass `token_type_ids` on to the backbone, as extraction did.
         segments: 1 if a row is one sentence or one jointly encoded pair; 2 if it holds two
             sentences, told apart by `token_type_ids`, that the backbone reads separately.
@@ -41,6 +42,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         tap_modules: dict[str, str] | None = None,
         side_config: dict[str, Any] | None = None,
         storage_type: str = "float32",
+        pool: str = "none",
         token_types: bool = False,
         segments: int = 1,
         segment_length: int | None = None,
@@ -54,6 +56,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.tap_modules = dict(tap_modules or {})
         self.side_config = dict(side_config or {})
         self.storage_type = storage_type
+        self.pool = pool
         self.token_types = token_types
         self.segments = segments
         self.segment_length = segment_length

@@ -13,15 +13,17 @@ class UniPTRetrievalConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     `text_tower` and `media_tower` each hold `backbone_class`, `backbone_config` (the backbone's own
     configuration), `taps` (names in the side network's order, the anchor last), `tap_modules` (tap
-    name to module path) and `storage_type` (number type of the cached states the side tower was
-    trained on; recorded states pass through it).
+    name to module path), `pool` (pooling of the recorded states, as of the cached ones) and
+    `storage_type` (number type of the cached states the side tower was trained on; recorded states
+    pass through it).
 
     Args:
         text_tower: also `token_types` (pass `token_type_ids` on, as extraction did), `max_length`
             (longest text in tokens) and `full_length` (fill every text up to it, unmasked).
         media_tower: also `modality` ("image" or "video"), `tap_shapes` (tap name to the shape of
-            one picture's states), `arguments` (of the backbone's forward pass), `transform`
-            (`ImageTransform.to_dict()`), `fps` and `max_frames` (how frames of a clip are chosen).
+            one picture's states before they are pooled), `arguments` (of the backbone's forward
+            pass), `transform` (`ImageTransform.to_dict()`), `fps` and `max_frames` (how frames of
+            a clip are chosen).
         towers: `TwoTowers.config`.
         kwargs: the common arguments of `PreTrainedConfig`.
     """

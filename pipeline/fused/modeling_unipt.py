@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from unipt.classifier import SideClassifier
 
-from .backbone_unipt import accepted_arguments, build_backbone, record
+from .backbone_unipt import accepted_arguments, as_cached, build_backbone, record
 from .configuration_unipt import UniPTConfig
 
 
@@ -86,7 +86,10 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         if self.config.segments == 2 or not self.config.token_types:
             token_type_ids = None
         states = self._record(input_ids, mask, token_type_ids)
-        logits, confidence = self.side_classifier(states, mask=mask.bool())
+        valid = mask.bool() if states.dim() == 4 else None
+        if valid is None:  # pooled: each text is a sample of one token
+            states = states[:, :, None]
+        logits, confidence = self.side_classifier(states, mask=valid)
         wanted = self.config.output_confidence if output_confidence is None else output_confidence
         output = UniPTOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -96,7 +99,10 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         return tuple(output.values()) if return_dict is False else output
 
     def _record(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Run the backbone; return its taps, [N + 1, B, L, D], rounded as a cache rounds them."""
+        """Run the backbone; return its taps, [N + 1, B, L, D], as the cache holds them.
+
+        Pooled taps are [N + 1, B, D].
+        """
         given = {"attention_mask": mask, "token_type_ids": token_type_ids, "use_cache": False}
         options = {
             k: v for k, v in given.items() if v is not None and k in self._backbone_arguments
@@ -104,11 +110,12 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
         states = record(
             self.backbone,
             self.config.tap_modules,
-            self.config.storage_type,
             input_ids=input_ids,
             **options,
         )
-        stacked = torch.stack([states[name] for name in self.config.taps])
+        spec = {"pool": self.config.pool, "storage_type": self.config.storage_type}
+        cached = [as_cached(states[name], spec, mask) for name in self.config.taps]
+        stacked = torch.stack(cached)
         return stacked.to(next(self.side_classifier.parameters()).dtype)
 
     def _split(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:

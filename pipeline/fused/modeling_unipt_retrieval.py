@@ -30,7 +30,7 @@ from pipeline.media.transform import ImageTransform
 from pipeline.media.video import read_frames
 from unipt.towers import TwoTowers, as_sequences, frame_shares
 
-from .backbone_unipt import accepted_arguments, build_backbone, record
+from .backbone_unipt import accepted_arguments, as_cached, build_backbone, record
 from .configuration_unipt_retrieval import UniPTRetrievalConfig
 
 CONVNETS = ("ResNet", "EfficientNetLite")
@@ -198,11 +198,10 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
         states = record(
             self.text_backbone,
             spec["tap_modules"],
-            spec["storage_type"],
             input_ids=input_ids,
             **options,
         )
-        *targets, anchor = (states[name] for name in spec["taps"])
+        *targets, anchor = (as_cached(states[name], spec, mask) for name in spec["taps"])
         tokens = any(state.dim() == 3 for state in (*targets, anchor))
         given_mask = mask.bool() if tokens else None
         found = self.towers.text(anchor, targets or [anchor], mask=given_mask)
@@ -250,11 +249,11 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
         states = record(
             self.media_backbone,
             spec["tap_modules"],
-            spec["storage_type"],
             pixel_values=pixel_values.to(dtype),
             **spec["arguments"],
         )
-        shaped = [as_tap(states[name], spec["tap_shapes"][name]) for name in spec["taps"]]
+        shapes = spec["tap_shapes"]
+        shaped = [as_cached(as_tap(states[name], shapes[name]), spec) for name in spec["taps"]]
         return shaped[-1], shaped[:-1] or shaped
 
     def mean_of_frames(self, frames: Tensor, frame_counts: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ OURS = (*ROOTS, "cache", "cli")
 HERE = "pipeline.fused"
 SHIPPABLE = (
     *("unipt", HERE, "pipeline.media", "pipeline.backbones.convnets"),
-    *("pipeline.errors", "pipeline.backbones.shaping"),
+    *("pipeline.errors", "pipeline.backbones.shaping", "pipeline.backbones.pooling"),
 )
 """Packages, and single modules, whose files may stand beside a model."""
 _IMPORT = re.compile(r"^(\s*from )([\w.]+)( import)", re.MULTILINE)

@@ -21,6 +21,8 @@ from pipeline.table import InputTable
 
 IMAGE_SIDES = (448, 384, 336, 288, 256, 224, 192, 160, 128)
 FRAMES = (8, 6, 4, 2, 1)
+POOLINGS = {f"cells={n}": f"maps of at most {n} x {n} cells" for n in (28, 14, 7)}
+POOLINGS["mean"] = "one mean vector of each tap, for tasks that need no more"
 LENGTHS = (256, 128, 64, 32, 24, 16)
 
 
@@ -84,6 +86,8 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
                 options=(f"--views {views}",),
                 change=f"{views} view(s) of a training input",
             )
+    if backbone.pool == "none":
+        yield from _poolings(start)
     if isinstance(backbone, ImageBackbone) and backbone.modality == "video":
         for frames in FRAMES:
             if frames < int(table.encoded.lengths.max()):
@@ -97,6 +101,15 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
         yield from _sizes(start, backbone)
     if backbone.modality == "text":
         yield from _lengths(config, start)
+
+
+def _poolings(start: _Setting) -> Iterator[_Setting]:
+    for pool, change in POOLINGS.items():
+        try:
+            pooled = start.backbone.pooled(pool)
+        except BackboneError:  # does not fit these taps, or changes nothing
+            continue
+        yield start._replace(backbone=pooled, options=(f"--pool {pool}",), change=change)
 
 
 def _sizes(start: _Setting, backbone: ImageBackbone) -> Iterator[_Setting]:
@@ -145,6 +158,7 @@ def _rebuilt(
         autocast=backbone.autocast,
         digest=backbone.fingerprint_parts()["weights"]["sha256"],
         revision=backbone.revision,
+        pool=backbone.pool,
         **own,
     )
     return rebuilt

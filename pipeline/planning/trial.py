@@ -81,6 +81,7 @@ def _side_seconds(
     """Return the seconds of a side network's pass, and back; 0 where there are no two taps."""
     maps = [tap for tap in taps if len(tap.shape) == 3]
     tokens = [tap for tap in taps if len(tap.shape) == 2 or tap.kind == "tokens"]
+    tokens = tokens or [tap for tap in taps if len(tap.shape) == 1]
     return _map_step(maps, states, width) or _token_step(tokens, states, lengths, width)
 
 
@@ -110,8 +111,9 @@ def _token_step(
     packed = stacked.reshape(len(alike), -1, wide).clone()  # [N, T, D]; leaves inference mode
     if alike[-1].kind == "tokens":
         sizes = lengths
-    else:  # each picture or frame is a sample of P tokens
-        sizes = np.full(stacked.shape[1], stacked.shape[2], dtype=np.int64)
+    else:  # each picture or frame is a sample of P tokens, or of one
+        count = 1 if stacked.dim() == 3 else stacked.shape[2]
+        sizes = np.full(stacked.shape[1], count, dtype=np.int64)
     offsets = torch.from_numpy(np.cumsum([0, *sizes])).to(packed.device)
     net = SideNetwork(
         widths=[wide] * (len(alike) - 1), anchor_width=wide, side_width=width, out_width=width

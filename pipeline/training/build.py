@@ -53,6 +53,12 @@ def prepare(config: TrainConfig) -> Setup:
     """
     dataset = load_dataset(config.data)
     cache = Cache.open(config.cache)
+    taps = select_taps(cache, config.taps)
+    if config.token_drop and not taps[-1].ragged:
+        raise ConfigError(
+            f"token_drop drops tokens, and {config.cache} holds one vector a text; leave it at 0, "
+            "or extract without --pool"
+        )
     return Setup(
         dataset=dataset,
         cache=cache,
@@ -61,7 +67,7 @@ def prepare(config: TrainConfig) -> Setup:
             label_smoothing=config.label_smoothing,
             class_weights=config.class_weights,
         ),
-        taps=select_taps(cache, config.taps),
+        taps=taps,
         splits={split: locate(dataset, cache, split) for split in dataset.splits},
         device=choose_device(config.device),
     )

@@ -65,10 +65,13 @@ def locate(dataset: Dataset, cache: Cache, split: str) -> Located:
 def select_taps(cache: Cache, patterns: Sequence[str] | None) -> tuple[TapSpec, ...]:
     """Choose token taps by glob patterns, in the cache's order; the last one is the anchor.
 
+    In a cache without tokens these are its vectors, each a text of one token.
+
     Raises:
         ValueError: a pattern matches nothing, fewer than two taps are left, or widths differ.
     """
-    known = [tap for tap in cache.taps if tap.kind == "tokens"]
+    tokens = [tap for tap in cache.taps if tap.kind == "tokens"]
+    known = tokens or [tap for tap in cache.taps if tap.kind == "vector"]
     names = [tap.name for tap in known]
     for pattern in patterns or ():
         if not fnmatch.filter(names, pattern):

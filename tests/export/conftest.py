@@ -46,12 +46,17 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         unscale: tuple[float, float] = (1.0, 0.0),
         max_length: int = 12,
         store: str = "float16",
+        pool: str = "none",
         **tokenizer: object,
     ) -> Made:
         torch.manual_seed(1)
         words = tiny_tokenizer(special=model_type not in DECODERS, **tokenizer)
         backbone = TextBackbone(
-            tiny_model(model_type), words, name=f"tiny-{model_type}", max_length=max_length
+            tiny_model(model_type),
+            words,
+            name=f"tiny-{model_type}",
+            max_length=max_length,
+            pool=pool,
         )
         rows = {
             "none": [(TextInput(text),) for text in SENTENCES],
@@ -59,7 +64,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
             "separate": [tuple(map(TextInput, texts)) for texts in PAIRS],
         }[pair]
         inputs = [(f"{i}/{j}", x) for i, row in enumerate(rows) for j, x in enumerate(row)]
-        path = tmp_path / f"cache-{model_type}-{pair}-{store}"
+        path = tmp_path / f"cache-{model_type}-{pair}-{store}-{pool}"
         extract_inputs(backbone, inputs, path, store_dtype=store, block_tokens=64, force=True)
         taps = tuple(backbone.tap_modules)
         segments = 2 if pair == "separate" else 1

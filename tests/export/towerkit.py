@@ -164,10 +164,12 @@ def make_towers(
     frames: str = "mean",
     pooling: str = "gpo",
     store: Any = "float32",
+    pools: tuple[str, str] = ("none", "none"),
 ) -> Towers:
     """Extract tiny texts and pictures (or clips) and put random side towers on top."""
     torch.manual_seed(1)
     words, seer = text_backbone(text), media_backbone(media, clips=clips)
+    words, seer = words.pooled(pools[0]), seer.pooled(pools[1])
     paths = save_clips(folder / "media") if clips else save_pictures(folder / "media")
     texts = [TextInput(sentence) for sentence in SENTENCES]
     shown = [VideoInput(path) if clips else ImageInput(path) for path in paths]
