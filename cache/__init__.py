@@ -21,6 +21,7 @@ from .errors import (
 )
 from .feed import Part, Source
 from .fingerprint import Fingerprint
+from .info import CacheInfo, info
 from .joint import JointBatch, JointLoader
 from .layout import CacheLayout, plan_layout
 from .loader import Batch, Loader
@@ -41,7 +42,7 @@ from .memory import Tier, available_memory
 from .reader import Cache
 from .shard import ShardBuffer
 from .spec import Kind, StorageType, TapSpec
-from .verify import CacheInfo, VerifyReport, info, verify
+from .verify import VerifyReport, verify
 from .writer import CacheWriter
 
 __all__ = [

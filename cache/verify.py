@@ -1,27 +1,50 @@
-"""Checking and describing a cache on the disk.
+"""Checking a cache on the disk to the last byte, and marking what must be made again.
 
-`verify` reads every byte once (the speed of the disk); `info` reads the metadata and the index.
+`verify` reads every shard file once (the speed of the disk) and reports all that is wrong, not the
+first thing. With `repair` the bad shards leave the ledger, so that the command that made the cache
+makes exactly those again; records that follow from intact ones are restored. No activation is ever
+deleted or changed here.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import read_exact
-from .manifest import inspect_shard, read_finished, read_manifest
+from .errors import CacheDamaged, CacheIncomplete
+from .files import WriterLock, read_exact, sync_folder, write_atomic
+from .fingerprint import digest
+from .geometry import COMPLETE, LEDGER, LOCK
+from .layout import encode_complete
+from .ledger import Entry, encode_ledger, read_ledger
+from .manifest import Manifest, inspect_shard, read_manifest
 from .reader import Cache
+
+Progress = Callable[[int, int], None]
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found; each problem names its file."""
+    """What `verify` found; each problem names its file.
+
+    Attributes:
+        files: shard files read; `chunks` and `nbytes` in them.
+        problems: one line a file or record.
+        damaged: shards that must be made again, of those that the ledger lists.
+        unlisted: shards of a finished cache that the ledger does not list.
+        repaired: whether they were marked and the records restored.
+        complete: whether the cache can be used as it is now.
+    """
 
     files: int
     chunks: int
     nbytes: int
     problems: tuple[str, ...]
+    damaged: tuple[int, ...] = ()
+    unlisted: int = 0
+    repaired: bool = False
+    complete: bool = True
 
     @property
     def ok(self) -> bool:
@@ -30,7 +53,8 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return asdict(self) | {"problems": list(self.problems), "ok": self.ok}
+        lists = {"problems": list(self.problems), "damaged": list(self.damaged)}
+        return asdict(self) | lists | {"ok": self.ok}
 
     def render(self) -> str:
         """Return the report as lines of text."""
@@ -38,119 +62,178 @@ class VerifyReport:
         if self.ok:
             return f"{read}: every checksum agrees"
         return "\n".join(
-            (
-                f"{read}: {len(self.problems)} file(s) are damaged",
-                *self.problems,
-                "Remove the damaged files and extract again: only they are computed anew.",
-            )
+            (f"{read}: {len(self.problems)} problem(s)", *self.problems, self._way_out)
         )
 
+    @property
+    def _way_out(self) -> str:
+        count = len(self.damaged) + self.unlisted
+        again = "run the command that made the cache again"
+        if not self.repaired:
+            return (
+                f"Verify with --repair to mark {count} shard(s), then {again}: it makes only those."
+            )
+        if self.complete:
+            return "Repaired: records were restored from intact ones; the cache is complete."
+        return f"Marked {count} shard(s): {again}; it makes only those."
 
-def verify(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read every shard file of a finished cache and compare all checksums.
+
+@dataclass
+class _Findings:
+    """What is sound and what is not."""
+
+    good: dict[int, Entry] = field(default_factory=dict)
+    damaged: list[int] = field(default_factory=list)
+    unlisted: int = 0
+    problems: list[str] = field(default_factory=list)
+    files: int = 0
+    chunks: int = 0
+    nbytes: int = 0
+    index_sound: bool = True
+
+
+def verify(
+    path: str | Path, *, repair: bool = False, progress: Progress | None = None
+) -> VerifyReport:
+    """Read every shard file of a cache and compare all checksums.
 
     Args:
         path: of the cache.
-        progress: called with (files done, files in all).
+        repair: take bad shards out of the ledger and reopen the cache, so that the command that
+            made it makes them again; also for an unfinished cache.
+        progress: called with (shards done, shards in the ledger).
 
     Raises:
-        CacheNotFound, CacheVersionError, CacheIncomplete, CacheDamaged: it cannot even be opened.
+        CacheNotFound, CacheVersionError, CacheDamaged: its root metadata cannot be read.
+        CacheIncomplete: it is not finished, and `repair` is off.
+        CacheLocked: `repair`, and another process writes it.
     """
-    cache = Cache.open(path)
-    found = read_manifest(cache.path)
-    entries = read_finished(found, allow_incomplete=False)
-    geometry = cache.geometry
-    problems, files, chunks, nbytes = [], 0, 0, 0
-    total = len(entries) * len(geometry.stacks)
-    for shard, entry in sorted(entries.items()):
-        for stack in geometry.stacks:
-            file = cache.path / geometry.shard_path(stack, shard)
-            size, crc = entry.files[stack.name]
-            bad = inspect_shard(geometry, stack, shard, read_exact(file, size), crc)
-            if bad:
-                more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-                problems.append(f"{file} is damaged: {', '.join(bad[:5])}{more}")
-            files, nbytes = files + 1, nbytes + size
-            chunks += len(geometry.blocks_of(shard)) * len(stack.taps)
-            if progress is not None:
-                progress(files, total)
-    return VerifyReport(files=files, chunks=chunks, nbytes=nbytes, problems=tuple(problems))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheInfo:
-    """What a cache holds, finished or not.
-
-    Attributes:
-        stacks: name of each array -> its shape and its taps.
-        tap_bytes: bytes of each tap's activations on disk.
-        fingerprint: what the cache was made from.
-        origin: what its maker noted: names, places, versions.
-    """
-
-    path: Path
-    complete: bool
-    shards: int
-    shards_finished: int
-    dtype: str
-    samples: int
-    rows: int
-    tokens: dict[str, int]
-    nbytes: int
-    stacks: dict[str, Any]
-    tap_bytes: dict[str, int]
-    fingerprint: dict[str, Any]
-    origin: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as JSON values."""
-        return asdict(self) | {"path": str(self.path)}
-
-    def render(self) -> str:
-        """Return the summary as lines of text."""
-        state = "complete" if self.complete else "INCOMPLETE: extract again to finish it"
-        tokens = ", ".join(f"{count:,} {axis}" for axis, count in self.tokens.items())
-        widest = max(map(len, self.tap_bytes))
-        return "\n".join(
-            (
-                f"{self.path}: {state}, {self.shards_finished} of {self.shards} shards",
-                f"{self.samples:,} samples of {self.rows:,} rows{', ' + tokens if tokens else ''}, "
-                f"{self.dtype}, {self.nbytes:,} bytes",
-                *(
-                    f"  {name:<{widest}}  {size:>16,} bytes"
-                    for name, size in self.tap_bytes.items()
-                ),
-                *(f"  array {name}: {array['shape']}" for name, array in self.stacks.items()),
-                *(f"{name}: {value}" for name, value in self.origin.items()),
-                "made from " + json.dumps(self.fingerprint, indent=1),
+    root = Path(path)
+    found = read_manifest(root)
+    if not repair:
+        if not (root / COMPLETE).is_file():
+            raise CacheIncomplete(
+                f"{root} is not finished; run the command that makes it again, or verify it with "
+                "--repair to check the shards that are there"
             )
-        )
+        return _report(_examine(found, progress))
+    lock = WriterLock(root / LOCK)
+    try:
+        findings = _examine(found, progress)
+        complete = _repair(found, findings)
+    finally:
+        lock.release()
+    return _report(findings, repaired=bool(findings.problems), complete=complete)
 
 
-def info(path: str | Path) -> CacheInfo:
-    """Summarise the cache at `path` from its metadata and index.
-
-    Raises:
-        CacheNotFound, CacheVersionError, CacheDamaged: it cannot even be opened.
-    """
-    cache = Cache.open(path, allow_incomplete=True)
-    geometry = cache.geometry
-    return CacheInfo(
-        path=cache.path,
-        complete=len(cache.finished) == geometry.n_shards
-        and (cache.path / "COMPLETE.json").is_file(),
-        shards=geometry.n_shards,
-        shards_finished=len(cache.finished),
-        dtype=geometry.dtype,
-        samples=cache.n_samples,
-        rows=cache.n_rows,
-        tokens={axis: int(length.sum()) for axis, length in cache.lengths.items()},
-        nbytes=cache.nbytes,
-        stacks={
-            stack.name: {"shape": list(geometry.array_shape(stack)), "taps": stack.tap_names}
-            for stack in geometry.stacks
-        },
-        tap_bytes=geometry.tap_bytes(),
-        fingerprint=cache.fingerprint.mapping,
-        origin=cache.origin,
+def _report(
+    findings: _Findings, *, repaired: bool = False, complete: bool | None = None
+) -> VerifyReport:
+    return VerifyReport(
+        files=findings.files,
+        chunks=findings.chunks,
+        nbytes=findings.nbytes,
+        problems=tuple(findings.problems),
+        damaged=tuple(findings.damaged),
+        unlisted=findings.unlisted,
+        repaired=repaired,
+        complete=not findings.problems if complete is None else complete,
     )
+
+
+def _examine(found: Manifest, progress: Progress | None) -> _Findings:
+    findings, geometry = _Findings(), found.geometry
+    for relative, content in geometry.child_metadata():
+        file = found.path / relative
+        if (
+            not file.is_file()
+            or file.stat().st_size != len(content)
+            or file.read_bytes() != content
+        ):
+            findings.problems.append(f"{file} is missing or was altered")
+    try:
+        Cache(found, set(), "never")
+    except CacheDamaged as error:
+        findings.problems.append(str(error))
+        findings.index_sound = False
+    entries = _check_records(found, findings)
+    for done, (shard, entry) in enumerate(sorted(entries.items()), 1):
+        problems = _check_shard(found, findings, shard, entry)
+        findings.problems += problems
+        if problems:
+            findings.damaged.append(shard)
+        else:
+            findings.good[shard] = entry
+        if progress is not None:
+            progress(done, len(entries))
+    return findings
+
+
+def _check_records(found: Manifest, findings: _Findings) -> dict[int, Entry]:
+    """Compare ledger and COMPLETE; return the sound lines of the ledger."""
+    ledger, record = found.path / LEDGER, found.path / COMPLETE
+    config, count = digest(found.root), found.geometry.n_shards
+    entries = {
+        shard: entry
+        for shard, entry in read_ledger(ledger, tolerant=True).items()
+        if entry.config == config and 0 <= shard < count
+    }
+    if not record.is_file():
+        return entries
+    findings.unlisted = count - len(entries)
+    if findings.unlisted:
+        findings.problems.append(f"{ledger} lists {len(entries)} of {count} shards")
+    content = ledger.read_bytes() if ledger.is_file() else b""
+    if record.read_bytes() != encode_complete(found.geometry, found.root, content):
+        findings.problems.append(f"{record} disagrees with the ledger or the metadata")
+    return entries
+
+
+def _check_shard(found: Manifest, findings: _Findings, shard: int, entry: Entry) -> list[str]:
+    geometry, problems = found.geometry, []
+    for stack in geometry.stacks:
+        file = found.path / geometry.shard_path(stack, shard)
+        size, crc = entry.files.get(stack.name, (0, ""))
+        if size != geometry.shard_bytes(stack, shard):
+            problems.append(f"{file} is listed with {size} bytes in the ledger")
+            continue
+        try:
+            raw = read_exact(file, size)
+        except CacheDamaged as error:
+            problems.append(str(error))
+            continue
+        bad = inspect_shard(geometry, stack, shard, raw, crc)
+        if bad:
+            more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+            problems.append(f"{file} is damaged: {', '.join(bad[:_SHOWN])}{more}")
+        findings.files += 1
+        findings.nbytes += size
+        findings.chunks += len(geometry.blocks_of(shard)) * len(stack.taps)
+    return problems
+
+
+def _repair(found: Manifest, findings: _Findings) -> bool:
+    """Restore what follows from sound parts; return whether the cache is complete now.
+
+    The ledger is written before COMPLETE goes: whatever happens between, the two disagree, and no
+    reader opens the cache.
+    """
+    geometry, record = found.geometry, found.path / COMPLETE
+    finished = record.is_file()
+    for relative, content in geometry.child_metadata():
+        _restore(found.path / relative, content)
+    ledger = encode_ledger(findings.good.values())
+    _restore(found.path / LEDGER, ledger)
+    if finished and findings.index_sound and len(findings.good) == geometry.n_shards:
+        _restore(record, encode_complete(geometry, found.root, ledger))
+        return True
+    if finished:
+        record.unlink()
+        sync_folder(found.path)
+    return False
+
+
+def _restore(file: Path, content: bytes) -> None:
+    if not file.is_file() or file.read_bytes() != content:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
