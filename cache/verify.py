@@ -14,7 +14,7 @@ from typing import Any
 from .errors import CacheDamaged, CacheIncomplete
 from .files import WriterLock, read_exact, sync_folder, write_atomic
 from .fingerprint import digest
-from .geometry import COMPLETE, LEDGER, LOCK
+from .geometry import COMPLETE, LEDGER, LOCK, ROOT
 from .layout import encode_complete
 from .ledger import Entry, encode_ledger, read_ledger
 from .manifest import Manifest, inspect_shard, read_manifest
@@ -85,6 +85,7 @@ class _Findings:
     good: dict[int, Entry] = field(default_factory=dict)
     damaged: list[int] = field(default_factory=list)
     unlisted: int = 0
+    foreign: int = 0
     problems: list[str] = field(default_factory=list)
     files: int = 0
     chunks: int = 0
@@ -104,8 +105,9 @@ def verify(
         progress: called with (shards done, shards in the ledger).
 
     Raises:
-        CacheNotFound, CacheVersionError, CacheDamaged: its root metadata cannot be read.
+        CacheNotFound, CacheVersionError, CacheDamaged: the root metadata cannot be read.
         CacheIncomplete: it is not finished, and `repair` is off.
+        CacheDamaged: `repair`, but root metadata and ledger are of different caches.
         CacheLocked: `repair`, and another process writes it.
     """
     root = Path(path)
@@ -173,11 +175,15 @@ def _check_records(found: Manifest, findings: _Findings) -> dict[int, Entry]:
     """Compare ledger and COMPLETE; return the sound lines of the ledger."""
     ledger, record = found.path / LEDGER, found.path / COMPLETE
     config, count = digest(found.root), found.geometry.n_shards
+    lines = read_ledger(ledger, tolerant=True)
     entries = {
         shard: entry
-        for shard, entry in read_ledger(ledger, tolerant=True).items()
+        for shard, entry in lines.items()
         if entry.config == config and 0 <= shard < count
     }
+    findings.foreign = len(lines) - len(entries)
+    if findings.foreign:
+        findings.problems.append(f"{findings.foreign} lines of {ledger} belong to another {ROOT}")
     if not record.is_file():
         return entries
     findings.unlisted = count - len(entries)
@@ -219,6 +225,12 @@ def _repair(found: Manifest, findings: _Findings) -> bool:
     reader opens the cache.
     """
     geometry, record = found.geometry, found.path / COMPLETE
+    if findings.foreign:
+        raise CacheDamaged(
+            f"{found.path / ROOT} or {LEDGER} was exchanged after shards were written "
+            f"({findings.foreign} ledger lines name another configuration); put the old file back, "
+            "or delete the folder and extract again. Nothing was changed"
+        )
     finished = record.is_file()
     for relative, content in geometry.child_metadata():
         _restore(found.path / relative, content)
