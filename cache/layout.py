@@ -213,5 +213,16 @@ def _check_tables(
         )
     if rows.shape[:1] != (len(row_ids),):
         problems.append(f"{len(row_ids)} row ids for a table {list(rows.shape)}")
+    odd = [row_id for row_id in row_ids if not _is_text(row_id)]
+    if odd:
+        problems.append(f"{len(odd)} row ids are not Unicode text, such as {odd[0]!r}")
     if problems:
         raise ValueError("cannot lay this cache out: " + "; ".join(problems))
+
+
+def _is_text(row_id: str) -> bool:
+    try:
+        row_id.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

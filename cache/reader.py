@@ -135,7 +135,13 @@ class Cache:
     def row_ids(self) -> tuple[str, ...]:
         """Name of each row; decoded at first use."""
         data, ends = self._ids.tobytes(), self._id_offsets.tolist()
-        return tuple(data[low:high].decode("utf-8") for low, high in pairwise(ends))
+        try:
+            return tuple(data[low:high].decode("utf-8") for low, high in pairwise(ends))
+        except UnicodeDecodeError as error:
+            raise CacheDamaged(
+                f"the row ids of {self.path} are not UTF-8 ({error.reason}); delete the folder and "
+                "extract again"
+            ) from error
 
     @cached_property
     def _sorted_keys(self) -> tuple[Array, Ints]:
