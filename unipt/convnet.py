@@ -6,14 +6,15 @@ after the pre-step is a `SideNetwork` with BatchNorm.
 
 Pre-step of stage i: ``g = relu(Conv1x1(anchor))`` on the coarse grid, ``s = sum_c g h_i`` at every
 pixel of its cell, ``w = l1(relu(s)) + 1 / (k_h k_w)`` within the cell, pooled = sum over the cell
-of ``w h_i``. Price: two passes over each map; g is never upsampled. It depends on trained
-weights, so it cannot be precomputed.
+of ``w h_i``. It depends on trained weights, so it cannot be precomputed. Price: each map is copied
+once, cell by cell and in the type of the arithmetic, then read thrice forward, twice backward;
+g is never upsampled, and no product of the size of a map is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +29,62 @@ __all__ = ["ConvSideNetwork", "MapNorm", "pool_cells"]
 MapNorm = Literal["none", "standard"]
 
 
-def pool_cells(guide: Tensor, stage: Tensor, *, eps: float, eps_mode: EpsMode) -> Tensor:
+def pool_cells(
+    guide: Tensor,
+    stage: Tensor,
+    *,
+    eps: float,
+    eps_mode: EpsMode,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
     """Pool every cell of a map, weighted by its likeness to the guide.
 
+    With ``mean`` and ``scale`` the result is that of the map ``(stage - mean) / scale``, which is
+    never written: both are folded into the guide and into the pooled vectors.
+
     Args:
-        guide: g, ``[B, C, H, W]``.
-        stage: ``[B, C, k_h H, k_w W]``.
+        guide: g, ``[B, H, W, C]``.
+        stage: ``[B, C, k_h H, k_w W]``, of any floating type.
         eps: see `unipt.interaction.l1_normalize`.
         eps_mode: see `unipt.interaction.l1_normalize`.
+        mean: of each channel, ``[C]``; None for 0.
+        scale: of each channel, ``[C]``; None for 1.
 
     Returns:
-        ``[B, C, H, W]``.
+        ``[B, H W, C]``, in the guide's type.
 
     Raises:
         ValueError: if the sides of the map are no multiples of the guide's.
     """
-    (rows, columns), (height, width) = guide.shape[2:], stage.shape[2:]
+    pixels = split_cells(stage, guide.shape[1:3], guide.dtype)  # [B H W, k, C]
+    query = guide.flatten(0, 2)  # [B H W, C]
+    if scale is not None:
+        query = query / scale
+    scores = torch.bmm(pixels, query[..., None])[..., 0]  # [B H W, k]
+    if mean is not None:
+        scores = scores - (query @ mean)[:, None]
+    weights = l1_normalize(F.relu(scores), eps=eps, eps_mode=eps_mode)  # [B H W, k], without 1 / k
+    pooled = torch.bmm(weights[:, None], pixels)[:, 0] + pixels.mean(1)  # [B H W, C]
+    if mean is not None:
+        pooled = pooled - (weights.sum(1, keepdim=True) + 1.0) * mean
+    if scale is not None:
+        pooled = pooled / scale
+    return pooled.view(guide.shape[0], -1, guide.shape[3])
+
+
+def split_cells(stage: Tensor, grid: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Copy a map cell by cell, ``[B, C, k_h H, k_w W] -> [B H W, k_h k_w, C]``.
+
+    Args:
+        stage: the map.
+        grid: H and W.
+        dtype: of the copy.
+
+    Raises:
+        ValueError: if the sides of the map are no multiples of H and W.
+    """
+    (rows, columns), (height, width) = grid, stage.shape[2:]
     if height % rows or width % columns:
         raise ValueError(
             f"a stage of {height}x{width} does not divide into the {rows}x{columns} cells of the "
@@ -51,11 +92,9 @@ def pool_cells(guide: Tensor, stage: Tensor, *, eps: float, eps_mode: EpsMode) -
         )
     high, wide = height // rows, width // columns
     cells = stage.reshape(*stage.shape[:2], rows, high, columns, wide)  # [B, C, H, kh, W, kw]
-    scores = F.relu((cells * guide[:, :, :, None, :, None]).sum(1))  # [B, H, kh, W, kw]
-    scores = scores.transpose(2, 3)  # [B, H, W, kh, kw]
-    weights = l1_normalize(scores.flatten(3), eps=eps, eps_mode=eps_mode) + 1.0 / (high * wide)
-    weights = weights.view_as(scores).transpose(2, 3)  # [B, H, kh, W, kw]
-    return (cells * weights[:, None]).sum((3, 5))  # [B, C, H, W]
+    cells = cells.permute(0, 2, 4, 3, 5, 1)  # [B, H, W, kh, kw, C]
+    copied = cells.to(dtype, memory_format=torch.contiguous_format)
+    return copied.reshape(-1, high * wide, stage.shape[1])
 
 
 class ChannelStandard(nn.Module):
@@ -99,7 +138,7 @@ class ConvSideNetwork(nn.Module):
         up: see `SideNetwork`.
         norm_eps: eps of the BatchNorms.
         input_norm: "standard" = fixed statistics of each channel (`set_statistics`) applied to the
-            maps first, one more pass over them.
+            maps first, at no pass over the targets: see `pool_cells`.
 
     Raises:
         ValueError: if an option is unknown.
@@ -173,21 +212,26 @@ class ConvSideNetwork(nn.Module):
         """
         if len(targets) != len(self.guides):
             raise ValueError(f"{len(targets)} stages were given, expected {len(self.guides)}")
+        dtype = self.side.gate.weight.dtype
+        anchor = anchor.to(dtype)
+        norms: Sequence[ChannelStandard | None] = [None] * len(self.guides)
         if self.standard is not None:
-            dtype = self.side.gate.weight.dtype
-            *targets, anchor = (
-                norm(maps.to(dtype))
-                for norm, maps in zip(self.standard, (*targets, anchor), strict=True)
-            )
-        cells = to_cells(anchor.to(self.side.gate.weight.dtype))  # [B, H W, C]
+            *norms, last = (cast(ChannelStandard, norm) for norm in self.standard)
+            anchor = last(anchor)
+        cells = to_cells(anchor)  # [B, H W, C]
         pooled = []
-        for guide, stage in zip(self.guides, targets, strict=True):
-            coarse = F.relu(guide(cells)).transpose(1, 2)  # [B, C_i, H W]
-            coarse = coarse.view(*coarse.shape[:2], *anchor.shape[2:])
-            cell_means = pool_cells(
-                coarse, stage.to(coarse.dtype), eps=self.eps, eps_mode=self.eps_mode
+        for guide, stage, norm in zip(self.guides, targets, norms, strict=True):
+            coarse = F.relu(guide(cells))  # [B, H W, C_i]
+            pooled.append(
+                pool_cells(
+                    coarse.view(-1, *anchor.shape[2:], coarse.shape[2]),
+                    stage,
+                    eps=self.eps,
+                    eps_mode=self.eps_mode,
+                    mean=None if norm is None else norm.mean,
+                    scale=None if norm is None else norm.scale,
+                )
             )
-            pooled.append(to_cells(cell_means))
         output: SideOutput = self.side(cells, pooled)
         return output
 
