@@ -180,7 +180,7 @@ def set_tower_statistics(
     """Give a tower with standardised inputs the mean and deviation of the states of `samples`.
 
     One pass over them, or over `STATISTICS` of them: those of the first blocks, a random choice as
-    samples were permuted before packing. Sums are in float64.
+    samples were permuted before packing.
     """
     reducers = _reducers(tower)
     if not reducers:
@@ -196,15 +196,29 @@ def set_tower_statistics(
         anchor, targets = given.anchor, list(given.targets)
         if anchor.dim() == 4 and not isinstance(tower.side, ConvSideNetwork):
             anchor, targets = to_tokens(anchor, targets)
-        states = [x.movedim(1, -1) if x.dim() == 4 else x for x in (*targets, anchor)]
-        rows = [state.flatten(0, -2) for state in states]  # [rows, D] each
-        total = _added(total, [row.sum(0, dtype=torch.float64) for row in rows])
-        squares = _added(squares, [row.square().sum(0, dtype=torch.float64) for row in rows])
-        counts = [a + len(b) for a, b in zip(counts or [0] * len(rows), rows, strict=True)]
+        states = (*targets, anchor)
+        sums = [_sums(state) for state in states]
+        total = _added(total, [first for first, _ in sums])
+        squares = _added(squares, [second for _, second in sums])
+        rows = [x.numel() // len(first) for x, (first, _) in zip(states, sums, strict=True)]
+        counts = [a + b for a, b in zip(counts or [0] * len(rows), rows, strict=True)]
     for take, count, first, second in zip(reducers, counts, total, squares, strict=True):
         mean = first / count
         deviation = (second / count - mean.square()).clamp_min(0).sqrt()
         take(mean.float(), deviation.float())
+
+
+def _sums(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums and the sums of squares of the features of ``[..., D]`` or ``[B, C, H, W]``.
+
+    In float64, [D] each; of a map each channel's cells are summed in float32, where they lie.
+    """
+    if states.dim() == 4:
+        cells = states.flatten(2)  # [B, C, H W]
+        first, root = cells.sum(2), torch.linalg.vector_norm(cells, dim=2)  # [B, C]
+        return first.sum(0, dtype=torch.float64), root.double().square().sum(0)
+    rows = states.flatten(0, -2)  # [rows, D]
+    return rows.sum(0, dtype=torch.float64), rows.square().sum(0, dtype=torch.float64)
 
 
 def _reducers(tower: SideTower) -> list[Callable[[Tensor, Tensor], None]]:

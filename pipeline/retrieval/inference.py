@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache import Cache, JointLoader, Source
 from pipeline.retrieval.samples import Ints, LocatedPairs
-from pipeline.retrieval.taps import TowerTaps
+from pipeline.retrieval.taps import TowerTaps, input_type
 from unipt import SideTower, TwoTowers
 
 
@@ -46,7 +46,7 @@ def embed(
     tower.eval()
     vectors, confidence = [], []
     for batch in loader.epoch(0):
-        given = taps.inputs(batch.parts["it"], device, torch.float32)
+        given = taps.inputs(batch.parts["it"], device, input_type(tower, torch.float32))
         output = tower(given.anchor, given.targets, offsets=given.offsets, frames=given.frames)
         vectors.append(output.vector.float().cpu())
         confidence.append(output.confidence.float().cpu())

@@ -1,7 +1,7 @@
 """Which taps a tower takes, and how a batch of them becomes the tower's arguments.
 
 b samples of a batch, T tokens, F frames of all clips, P patches, N targets. Cost: choosing is free;
-a batch is cast once, and augmented in one pass if asked.
+a batch is cast once at most, and augmented in one pass if asked.
 """
 
 import fnmatch
@@ -16,6 +16,7 @@ from cache import Cache, Part, TapSpec
 from cache.spec import group_taps
 from pipeline.config import ConfigError
 from pipeline.training.augment import add_grid_noise, add_noise, drop_patches, drop_rows
+from unipt import ConvSideNetwork, SideTower
 
 Layout = Literal["tokens", "grid", "map", "vector"]
 """What one text, picture or frame is in a tap: ragged tokens, patches, channels x cells, one."""
@@ -71,7 +72,7 @@ class TowerTaps:
         return self.anchor.kind == "frames"
 
     def inputs(
-        self, part: Part, device: torch.device, dtype: torch.dtype, *, drop: float = 0.0,
+        self, part: Part, device: torch.device, dtype: torch.dtype | None, *, drop: float = 0.0,
         noise: float = 0.0,
     ) -> TowerInputs:  # fmt: skip
         """Return a batch's states as a tower takes them.
@@ -79,11 +80,13 @@ class TowerTaps:
         Args:
             part: of a batch, with these taps.
             device: where the tower is.
-            dtype: of the arithmetic.
+            dtype: of the arithmetic; None leaves the states as stored, see `input_type`.
             drop: share of tokens or patches to drop; see `pipeline.training.augment`.
             noise: Gaussian noise, in deviations of each feature.
         """
-        stacks = [stack.to(device, non_blocking=True).to(dtype) for stack in part.stacks]
+        stacks = [stack.to(device, non_blocking=True) for stack in part.stacks]
+        if dtype is not None:
+            stacks = [stack.to(dtype) for stack in stacks]
         offsets = {axis: bounds.to(device) for axis, bounds in part.offsets.items()}
         axis = self.targets[0].axis if self.targets[0].ragged else None
         if drop:
@@ -128,6 +131,15 @@ class TowerTaps:
             for tap, state in zip(group.taps, stack, strict=True)
         }
         return named[self.anchor.name], [named[tap.name] for tap in self.targets]
+
+
+def input_type(tower: SideTower, dtype: torch.dtype, *, noise: float = 0.0) -> torch.dtype | None:
+    """Return the type a tower takes its states in; None is as stored.
+
+    The ConvNet side network copies each map and casts it on the way, so that a cast before would be
+    one more pass over the largest states there are; noise is added in `dtype`.
+    """
+    return None if isinstance(tower.side, ConvSideNetwork) and not noise else dtype
 
 
 def layout(tap: TapSpec) -> Layout:

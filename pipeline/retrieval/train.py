@@ -24,6 +24,7 @@ from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.evaluate import write_ranks
 from pipeline.retrieval.inference import embed_split
 from pipeline.retrieval.metrics import rank_all, summarize
+from pipeline.retrieval.taps import input_type
 from pipeline.run import INFO, Run
 from pipeline.training.build import make_optimizer
 from pipeline.training.checkpoint import Progress
@@ -87,12 +88,13 @@ def _make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoT
 
     def side(tower: SideTower, name: str, batch: JointBatch) -> Tensor:
         """Embeddings [b, E] of one tower's part of a batch."""
+        noise = getattr(config, f"{name}_noise")
         given = setup.taps[name].inputs(
             batch.parts[name],
             setup.device,
-            compute,
+            input_type(tower, compute, noise=noise),
             drop=getattr(config, f"{name}_drop"),
-            noise=getattr(config, f"{name}_noise"),
+            noise=noise,
         )
         with torch.autocast(setup.device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
             output = tower(given.anchor, given.targets, offsets=given.offsets, frames=given.frames)
