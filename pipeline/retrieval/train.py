@@ -38,7 +38,7 @@ from pipeline.training.results import (
 )
 from unipt import SideTower, TwoTowers, contrastive_loss, hinge_loss
 
-__all__ = ["RetrievalTrainConfig", "train_retrieval"]
+__all__ = ["RetrievalTrainConfig", "make_job", "train_retrieval"]
 
 METRIC = "rsum"
 
@@ -65,13 +65,13 @@ def train_retrieval(
         return reuse(Run.open(config.out), own)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model, job = _make_job(config, setup)
+        model, job = make_job(config, setup)
         config.out.mkdir(parents=True, exist_ok=True)
         now = run_loop(config, job, identity=own, progress=progress)
         return _finish(config, setup, model, now, identity=own, tier=job.batches.tier_reason)
 
 
-def _make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoTowers, Job]:
+def make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoTowers, Job]:
     """Build the towers, with the pairs and the loss they are trained on."""
     loader = make_pair_loader(config, setup)
     model = build_towers(config, setup)
