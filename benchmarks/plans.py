@@ -8,20 +8,16 @@ hours are extrapolated from a trial of some passes on this machine. Costs a minu
     python -m benchmarks.plans
 """
 
-import csv
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig
 
 from benchmarks.common import report
+from benchmarks.generated import captions_file, clips, pictures
 from benchmarks.sentences import WORK, random_bert
 from pipeline.console import duration
 from pipeline.demo.assets import minilm
@@ -32,11 +28,6 @@ GIVEN = 6
 """Pictures or clips that a plan is given; it assumes the others to be like them."""
 CAPTIONS = 400
 """Captions that a plan is given."""
-WORDS = (
-    "a the man woman child dog two people young group street water field table red white blue "
-    "small large old front standing sitting playing holding wearing walking riding eating looking "
-    "on in of with at near and while next to his her shirt ball horse bike food kitchen beach"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,58 +81,6 @@ def backbones(folder: Path) -> dict[str, str]:
     return {"bert": str(bert), "clip": str(clip), "resnext": "resnext101_32x8d"}
 
 
-def captions_file(folder: Path, media: list[Path], words: tuple[float, float]) -> Path:
-    """Write captions of such lengths for `media`, evenly."""
-    rng, known, path = np.random.default_rng(0), WORDS.split(), folder / "captions.csv"
-    lengths = np.clip(np.rint(rng.normal(*words, CAPTIONS)), 3, 40).astype(int)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["file_name", "caption"])
-        for number, length in enumerate(lengths):
-            text = " ".join(rng.choice(known, length))
-            table.writerow([media[number % len(media)].name, f"{text} {number}"])
-    return path
-
-
-def pictures(folder: Path) -> list[Path]:
-    """Save generated pictures of the size that COCO's have: 640 x 480, JPEG."""
-    folder.mkdir()
-    paths = [folder / f"{number}.jpg" for number in range(GIVEN)]
-    for path, frames in zip(paths, (_frames(n, 480, 640) for n in range(GIVEN)), strict=True):
-        Image.fromarray(next(frames)).save(path, quality=90)
-    return paths
-
-
-def clips(folder: Path) -> list[Path]:
-    """Save generated clips like those of MSR-VTT: 15 s, 25 frames a second, 320 x 240, H.264."""
-    import av  # noqa: PLC0415 - the extra "video"
-
-    folder.mkdir()
-    paths = [folder / f"{number}.mp4" for number in range(GIVEN)]
-    for number, path in enumerate(paths):
-        with av.open(str(path), "w") as file:
-            stream: Any = file.add_stream("libx264", rate=Fraction(25))
-            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-            frames = _frames(number, 240, 320)
-            for _ in range(15 * 25):
-                picture = av.VideoFrame.from_ndarray(next(frames), format="rgb24")
-                file.mux(stream.encode(picture))
-            file.mux(stream.encode())
-    return paths
-
-
-def _frames(seed: int, height: int, width: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield pictures of drifting smooth blobs with some grain, uint8 [H, W, 3]."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / height
-    speed, phase = rng.normal(0, 0.1, (3, 2)), rng.random((3, 2)) * 6
-    grain = rng.normal(0, 6, (height, width, 1))
-    for frame in range(1 << 30):
-        shift = phase + frame * speed
-        channels = [np.sin(5 * x + a) * np.cos(4 * y + b) for a, b in shift]
-        yield np.clip(128 + 90 * np.stack(channels, -1) + grain, 0, 255).astype(np.uint8)
-
-
 def price(
     setting: Setting, folder: Path, names: dict[str, str], media: list[Path], seconds: float
 ) -> Plan:
@@ -149,7 +88,7 @@ def price(
     values = {
         "backbone": names[setting.backbone],
         "out": folder / "cache",
-        "data": {"train": captions_file(media[0].parent, media, setting.words)},
+        "data": {"train": captions_file(media, setting.words, CAPTIONS)},
         "tower": setting.tower,
         "random_init": True,
         "assume": setting.count,
@@ -187,7 +126,7 @@ def main(trial_seconds: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = backbones(folder)
-        still, moving = pictures(folder / "pictures"), clips(folder / "clips")
+        still, moving = pictures(folder / "pictures", GIVEN), clips(folder / "clips", GIVEN)
         for setting in SETTINGS:
             media = moving if setting.backbone == "clip" else still
             priced = price(setting, folder, names, media, trial_seconds)
