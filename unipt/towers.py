@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from .config import ConvSideNetworkConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork, to_cells
+from .interaction import masked_mean
 from .layers import check_choice
 from .network import SideNetwork, SideOutput
-from .packed import offsets_to_lengths
+from .packed import offsets_to_lengths, segment_mean
 from .pooling import GeneralizedPooling, TokenPooling
 
 __all__ = ["Embedding", "FramePooling", "Position", "SideTower", "TowerPooling", "TwoTowers"]
@@ -29,6 +30,8 @@ TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attent
 FramePooling = Literal["none", "mean", "sequence"]
 Position = Literal["first", "last"]
 TowerSide = SideNetworkConfig | ConvSideNetworkConfig
+RESIDUAL_GAIN = 0.1
+"""Start value of the factor of the side network's output beside a residual."""
 
 
 class Embedding(NamedTuple):
@@ -58,11 +61,17 @@ class SideTower(nn.Module):
         head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
             embedding; 0 for none.
         dropout: probability on the pooled vector.
+        residual: add the mean of the anchor's tokens, centred and scaled by statistics of the
+            training rows (`set_center`), to a learnt factor times the embedding, as CLIP4Clip adds
+            the anchor vector: what a sentence encoder knows of likeness need not be learnt again.
+            Needs token states whose width is the embedding's.
 
     Raises:
         ValueError: if an option is unknown or options contradict each other.
     """
 
+    center: Tensor
+    spread: Tensor
     side: SideNetwork | ConvSideNetwork
     pooling: GeneralizedPooling | TokenPooling | None
 
@@ -76,6 +85,7 @@ class SideTower(nn.Module):
         position: Position = "first",
         head_width: int = 0,
         dropout: float = 0.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         check_choice("pooling", pooling, TowerPooling)
@@ -97,6 +107,7 @@ class SideTower(nn.Module):
             "position": position,
             "head_width": head_width,
             "dropout": dropout,
+            "residual": residual,
         }
         self.frames, self.normalize, self.position = frames, normalize, position
         self.side = side.build()
@@ -115,6 +126,18 @@ class SideTower(nn.Module):
             else nn.Identity()
         )
         self.out_width = head_width or width
+        self.residual = residual
+        if residual:
+            if vector or isinstance(side, ConvSideNetworkConfig) or frames == "sequence":
+                raise ValueError("residual=True needs token states of texts or pictures")
+            if side.anchor_width != self.out_width:
+                raise ValueError(
+                    f"residual=True needs an embedding as wide as the anchor, {side.anchor_width}; "
+                    f"it has {self.out_width} features"
+                )
+            self.register_buffer("center", torch.zeros(self.out_width))
+            self.register_buffer("spread", torch.ones(()))
+            self.gain = nn.Parameter(torch.tensor(RESIDUAL_GAIN))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -160,7 +183,11 @@ class SideTower(nn.Module):
         features, confidence = self.features(anchor, targets, mask=mask, offsets=offsets)
         if self.pooling is not None:
             features = self.pooling(features, mask=mask, offsets=offsets)
-        vector = self._normalize(self.head(self.dropout(features)))
+        vector = self.head(self.dropout(features))
+        if self.residual:
+            mean = self._anchor_mean(anchor, mask, offsets)
+            vector = (mean.to(vector.dtype) - self.center) / self.spread + self.gain * vector
+        vector = self._normalize(vector)
         if frames is not None:
             shares = frame_shares(frames, vector.shape[0]).to(vector.dtype)
             vector, confidence = self._normalize(shares @ vector), shares @ confidence
@@ -187,6 +214,18 @@ class SideTower(nn.Module):
         if side.residual == "position" and self.position == "last":
             place = last_position(targets[0], mask, offsets)
         return cast(SideOutput, side(anchor, targets, mask=mask, offsets=offsets, position=place))
+
+    def set_center(self, center: Tensor, spread: float) -> None:
+        """Set what the `residual` is centred and scaled by: the mean ``[E]`` of the training rows'
+        anchor means, and their mean distance from it."""
+        self.center.copy_(center)
+        self.spread.fill_(max(spread, 1e-6))
+
+    @staticmethod
+    def _anchor_mean(anchor: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:
+        if offsets is not None:
+            return segment_mean(anchor, offsets)
+        return masked_mean(anchor, mask)[:, 0]
 
     def freeze(self, longest: int) -> None:
         """Prepare to be traced: see `GeneralizedPooling.freeze`; other poolings need nothing."""

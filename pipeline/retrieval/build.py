@@ -20,6 +20,7 @@ from cache import Cache, JointLoader, Source
 from pipeline.config import ConfigError
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.data import RetrievalDataset, load_retrieval
+from pipeline.retrieval.features import pooled_features
 from pipeline.retrieval.samples import LocatedPairs, locate_pairs
 from pipeline.retrieval.taps import TowerTaps, select, width
 from pipeline.training.inference import choose_device
@@ -83,6 +84,11 @@ def _check_towers(config: RetrievalTrainConfig, taps: dict[str, TowerTaps]) -> N
             f"{config.media_cache} holds token taps, which are no picture's or clip's; did "
             "text_cache and media_cache change places?"
         )
+    if config.text_drop and taps["text"].layout == "vector":
+        raise ConfigError(
+            f"text_drop drops tokens, and {config.text_cache} holds one vector a text; leave it at "
+            "0, or extract without --pool"
+        )
     if config.media_drop and taps["media"].layout == "map":
         raise ConfigError("media_drop drops patches of grids, and maps have none; leave it at 0")
     if config.media_drop and taps["media"].layout == "vector" and not taps["media"].clips:
@@ -96,10 +102,12 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         ConfigError: an option of a side network is unknown or does not fit.
     """
     anchors = [width(taps.anchor) for taps in setup.taps.values() if taps.vector_anchor]
-    embed = config.embed_width or (anchors[0] if anchors else DEFAULT_EMBED)
+    residual = _has_residual(config, setup)
+    own = width(setup.taps["text"].anchor) if residual else DEFAULT_EMBED
+    embed = config.embed_width or (anchors[0] if anchors else own)
     try:
         return TwoTowers(
-            text=_tower(config, setup.taps["text"], "text", embed),
+            text=_tower(config, setup.taps["text"], "text", embed, residual=residual),
             media=_tower(config, setup.taps["media"], "media", embed),
             logit_scale=config.logit_scale,
             learn_scale=config.learn_scale,
@@ -108,7 +116,17 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         raise ConfigError(f"the towers cannot be built: {error}") from error
 
 
-def _tower(config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int) -> SideTower:
+def _has_residual(config: RetrievalTrainConfig, setup: RetrievalSetup) -> bool:
+    """Whether the text tower adds its anchor's mean: if nothing speaks against what is wanted."""
+    text = setup.taps["text"]
+    projected = any(taps.vector_anchor for taps in setup.taps.values())
+    fits = config.embed_width in (None, width(text.anchor))
+    return config.text_residual and text.layout == "tokens" and not projected and fits
+
+
+def _tower(
+    config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int, *, residual: bool = False
+) -> SideTower:
     chosen: TowerPooling = getattr(config, f"{tower}_pooling")
     pooling: TowerPooling = "none" if taps.vector_anchor else chosen
     doubled = pooling == "meanmax" and not config.head
@@ -127,6 +145,7 @@ def _tower(config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int
         position="last" if tower == "text" else "first",
         head_width=embed if config.head else 0,
         dropout=config.dropout,
+        residual=residual,
     )
 
 
@@ -206,6 +225,16 @@ def set_tower_statistics(
         mean = first / count
         deviation = (second / count - mean.square()).clamp_min(0).sqrt()
         take(mean.float(), deviation.float())
+
+
+def set_tower_center(
+    tower: SideTower, cache: Cache, taps: TowerTaps, samples: NDArray[np.int64]
+) -> None:
+    """Give a tower with a residual the mean of its anchor over `samples`, and the spread."""
+    if tower.residual:
+        pooled = pooled_features(cache, taps, samples, [taps.anchor.name])  # [n, E]
+        center = pooled.mean(0)
+        tower.set_center(center, float((pooled - center).norm(dim=1).mean()))
 
 
 def _sums(states: Tensor) -> tuple[Tensor, Tensor]:

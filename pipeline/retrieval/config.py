@@ -33,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # arXiv 2011.04305 with the side networks of arXiv 2308.14316: the published code's options
     "vse_infinity": {
+        "text_residual": False,
         "batch_size": 112,
         "epochs": 25,
         "lr": 5e-4,
@@ -57,6 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # arXiv 2104.08860 with the side networks of arXiv 2308.14316
     "clip4clip": {
+        "text_residual": False,
         "batch_size": 128,
         "epochs": 5,
         "lr": 1e-4,
@@ -98,8 +100,8 @@ class RetrievalTrainConfig(LoopConfig):
     """Glob patterns of the image or video taps, as for the texts."""
 
     embed_width: int | None = Field(default=None, ge=1)
-    """Width of the common space, in features; by default that of a projected (vector) anchor, else
-    512."""
+    """Width of the common space, in features; by default that of a projected (vector) anchor or of
+    a text residual, else 512."""
     text_side_width: int | None = Field(default=None, ge=1)
     """Width d of the text side network, in features; by default that of the common space at most
     256 (all of it beside a projected anchor)."""
@@ -119,6 +121,10 @@ class RetrievalTrainConfig(LoopConfig):
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
     """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
+    text_residual: bool = True
+    """Add the mean of the text anchor's tokens, centred, to the text embedding, which is then as
+    wide as the anchor: right for sentence encoders and little data. Beside a projected anchor, and
+    with another embed_width, there is none."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
     text_options: Options = Field(default_factory=dict)

@@ -127,6 +127,8 @@ def load_retrieval(config: RetrievalData) -> RetrievalDataset:
             folder.root, len(uncaptioned), first_few(uncaptioned),
         )  # fmt: skip
     splits = assign(gathered, config)
+    if config.fit_on_dev:
+        splits["train"] = splits["train"] + splits.pop("dev", [])
     _warn_of_leaks(splits)
     return RetrievalDataset(
         splits={name: _split(rows) for name, rows in splits.items()},

@@ -2,41 +2,37 @@
 
 "last" takes each tower's last tap, "all" concatenates every tap; features are standardised on the
 training rows. One regression predicts the media features of a caption, another the text features of
-an item, and a candidate is ranked by cosine with either prediction or by the sum of both; this
-direction and the strengths are chosen on dev.
+an item, a third the mean of the text's last tap as it is (centred only), and a candidate is ranked
+by cosine with one of the predictions or by the sum of the first two; this direction and the
+strengths are chosen on dev. With `fit_on_dev` the chosen one is fitted anew on train and dev.
 
 m captions, n items, D features. Cost: features in float32, m x D and n x D; one eigendecomposition
 of a [min(m, D)]^2 matrix in float64 a direction, from which every strength follows.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache import Cache, JointLoader, Source
 from pipeline.config import ConfigError
 from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.evaluate import RetrievalEvaluation, score_embeddings
+from pipeline.retrieval.features import pooled_features
 from pipeline.retrieval.metrics import rank_all, summarize
-from pipeline.retrieval.samples import Ints
-from pipeline.retrieval.taps import TowerTaps, layout
+from pipeline.retrieval.taps import width
 from pipeline.training.files import write_json
-from unipt import segment_mean
 
 logger = logging.getLogger(__name__)
 
 Layers = Literal["last", "all"]
-Direction = Literal["text_to_media", "media_to_text", "both"]
+Direction = Literal["text_to_media", "media_to_text", "media_to_sentence", "both"]
 STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 """Values tried of alpha, the weight of the squared coefficients beside the summed squared error."""
-BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class RidgeResult:
     Attributes:
         layers: "last" or "all".
         direction: what was predicted from what, chosen on dev.
-        strengths: the chosen alpha of "text_to_media" and of "media_to_text".
+        strengths: the chosen alpha of each regression.
         features: numbers that a caption and an item are described by.
         evaluations: metrics with intervals, by split.
     """
@@ -78,6 +74,8 @@ class _Features:
 
     text: Tensor
     """[m, D_text]."""
+    sentence: Tensor
+    """The last tap of the texts, centred, [m, D]."""
     media: Tensor
     """[n, D_media]."""
     owner: Tensor
@@ -99,74 +97,33 @@ def ridge(
         CacheError: a cache is missing, incomplete or damaged.
         ConfigError: there is no dev split to choose on.
     """
-    setup = prepare_retrieval(config)
+    apart = config.model_copy(update={"data": config.data.model_copy(update={"fit_on_dev": False})})
+    setup = prepare_retrieval(apart)
     if "dev" not in setup.splits:
         raise ConfigError("the ridge baseline chooses on the dev split, and there is none")
     features = _features(setup, layers)
-    train, dev = features["train"], features["dev"]
-    over = setup.dataset.config.m2t_over
-    to_media = _Ridge(train.text, train.media[train.owner])
-    to_text = _Ridge(train.media[train.owner], train.text)
-    models: dict[Direction, _Ridge] = {"text_to_media": to_media, "media_to_text": to_text}
-    best: dict[Direction, tuple[float, float]] = {}
-    for direction, model in models.items():
-        tried = []
-        for alpha in STRENGTHS:
-            model.choose(alpha)
-            tried.append((_rsum(_embeddings(direction, dev, to_media, to_text), dev, over), alpha))
-        best[direction] = max(tried)
-        model.choose(best[direction][1])
-    found = {name: score for name, (score, _) in best.items()}
-    found["both"] = _rsum(_embeddings("both", dev, to_media, to_text), dev, over)
-    chosen = max(found, key=lambda name: found[name])
-    logger.info("ridge, %s: dev rsum %s; chosen %s", layers, found, chosen)
+    chosen, strengths = _choose(features, config.data.m2t_over)
+    if config.data.fit_on_dev:
+        setup = prepare_retrieval(config)
+        features = _features(setup, layers)
+    models = _fit(features["train"])
+    for name, alpha in strengths.items():
+        models[name].choose(alpha)
+    train = features["train"]
     result = RidgeResult(
         layers=layers,
         direction=chosen,
-        strengths={name: alpha for name, (_, alpha) in best.items()},
+        strengths={str(name): alpha for name, alpha in strengths.items()},
         features={"text": train.text.shape[1], "media": train.media.shape[1]},
         evaluations={
-            split: _evaluate(
-                setup, split, layers, _embeddings(chosen, found_in, to_media, to_text), resamples
-            )
-            for split, found_in in features.items()
+            split: _evaluate(setup, split, layers, _embeddings(chosen, found, models), resamples)
+            for split, found in features.items()
             if split != "train"
         },
     )
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / f"ridge_{layers}.json", result.to_dict())
     return result
-
-
-def pooled_features(cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:
-    """Return the mean over tokens, patches, cells and frames of each tap, concatenated.
-
-    Args:
-        cache: to read, batch by batch.
-        taps: of the tower.
-        samples: [n].
-        names: of the taps to take.
-
-    Returns:
-        float32 [n, sum of widths].
-    """
-    kinds = {tap.name: tap for tap in taps.taps}
-    present, where = np.unique(samples, return_inverse=True)
-    source = Source(cache=cache, samples=present, taps=tuple(names))
-    loader = JointLoader({"it": source}, batch_size=BATCH, seed=0, shuffle=False)
-    parts = []
-    for batch in loader.epoch(0):
-        part = batch.parts["it"]
-        pooled = []
-        for name in names:
-            tap, values = kinds[name], part.states[name].float()
-            if layout(tap) == "map":
-                values = values.mean((2, 3))
-            elif layout(tap) == "grid":
-                values = values.mean(1)
-            pooled.append(segment_mean(values, part.offsets[tap.axis]) if tap.ragged else values)
-        parts.append(torch.cat(pooled, 1))
-    return torch.cat(parts)[torch.from_numpy(where)]
 
 
 class _Ridge:
@@ -195,17 +152,51 @@ class _Ridge:
         return F.normalize(inputs @ self.weights, dim=1)
 
 
+def _fit(train: _Features) -> dict[Direction, _Ridge]:
+    """Return the regressions of each single direction, their strengths still to be chosen."""
+    media = train.media[train.owner]
+    return {
+        "text_to_media": _Ridge(train.text, media),
+        "media_to_text": _Ridge(media, train.text),
+        "media_to_sentence": _Ridge(media, train.sentence),
+    }
+
+
+def _choose(
+    features: dict[str, _Features], over: Literal["captions", "items"]
+) -> tuple[Direction, dict[Direction, float]]:
+    """Return the direction and the strengths that are best on dev."""
+    models, dev = _fit(features["train"]), features["dev"]
+    found: dict[Direction, float] = {}
+    strengths: dict[Direction, float] = {}
+    for direction, model in models.items():
+        tried = []
+        for alpha in STRENGTHS:
+            model.choose(alpha)
+            tried.append((_rsum(_embeddings(direction, dev, models), dev, over), alpha))
+        found[direction], strengths[direction] = max(tried)
+        model.choose(strengths[direction])
+    found["both"] = _rsum(_embeddings("both", dev, models), dev, over)
+    chosen = max(found, key=lambda name: found[name])
+    logger.info("ridge: dev rsum %s; chosen %s", found, chosen)
+    return chosen, strengths
+
+
 def _embeddings(
-    direction: str, features: _Features, to_media: _Ridge, to_text: _Ridge
+    direction: Direction, features: _Features, models: dict[Direction, _Ridge]
 ) -> tuple[Tensor, Tensor]:
     """Return vectors of captions [m, E] and items [n, E] whose products are the scores."""
     text, media = F.normalize(features.text, dim=1), F.normalize(features.media, dim=1)
     if direction == "text_to_media":
-        return to_media.predict(features.text).float(), media.float()
+        return models[direction].predict(features.text).float(), media.float()
     if direction == "media_to_text":
-        return text.float(), to_text.predict(features.media).float()
-    joined = torch.cat((to_media.predict(features.text), text), 1)
-    return joined.float(), torch.cat((media, to_text.predict(features.media)), 1).float()
+        return text.float(), models[direction].predict(features.media).float()
+    if direction == "media_to_sentence":
+        sentence = F.normalize(features.sentence, dim=1)
+        return sentence.float(), models[direction].predict(features.media).float()
+    joined = torch.cat((models["text_to_media"].predict(features.text), text), 1)
+    wanted = torch.cat((media, models["media_to_text"].predict(features.media)), 1)
+    return joined.float(), wanted.float()
 
 
 def _rsum(
@@ -229,9 +220,13 @@ def _features(setup: RetrievalSetup, layers: Layers) -> dict[str, _Features]:
         mean, scale = raw["train"].mean(0), raw["train"].std(0, correction=0)
         scale = torch.where(scale > 0, scale, 1.0)
         found[tower] = {split: (values - mean) / scale for split, values in raw.items()}
+        if tower == "text":
+            last = width(taps.anchor)
+            found["sentence"] = {split: (values - mean)[:, -last:] for split, values in raw.items()}
     return {
         split: _Features(
             found["text"][split],
+            found["sentence"][split],
             found["media"][split],
             torch.from_numpy(located.split.item_of),
         )

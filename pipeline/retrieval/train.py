@@ -18,6 +18,7 @@ from pipeline.retrieval.build import (
     make_pair_loader,
     prepare_retrieval,
     retrieval_identity,
+    set_tower_center,
     set_tower_statistics,
 )
 from pipeline.retrieval.config import RetrievalTrainConfig
@@ -82,6 +83,7 @@ def make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoTo
     ):
         unique = np.unique(samples[:, 0]).astype(np.int64)
         set_tower_statistics(tower, setup.caches[name], setup.taps[name], unique, config.batch_size)
+        set_tower_center(tower, setup.caches[name], setup.taps[name], unique)
     model = model.to(setup.device)
     same = _Same(config, setup)
     compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -393,3 +393,31 @@ def test_towers_that_do_not_meet_are_refused() -> None:
     states, _ = texts()
     with pytest.raises(ValueError, match="frames='none'"):
         tower()(states[-1], states[:-1], frames=torch.tensor([0, 4]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
+    states, mask = texts()
+    net = tower(replace(TOKENS, out_width=6), pooling="mean", normalize=False, residual=True)
+    center = torch.arange(6.0)
+    net.set_center(center, 2.0)
+    given: dict[str, Any] = {"mask": mask}
+    anchor, targets = states[-1], states[:-1]
+    if packed:
+        (anchor, offsets), targets = (
+            pack(anchor, mask),
+            torch.stack([pack(t, mask)[0] for t in targets]),
+        )
+        given = {"offsets": offsets}
+    valid = mask[..., None].float()
+    mean = (states[-1] * valid).sum(1) / valid.sum(1)  # [B, D]
+    net.residual = False
+    learnt = net(anchor, targets, **given).vector
+    net.residual = True
+    close(net(anchor, targets, **given).vector, (mean - center) / 2.0 + net.gain * learnt)
+
+
+@pytest.mark.parametrize("side", [MAPS, CLIP, TOKENS])
+def test_a_residual_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
+    with pytest.raises(ValueError, match="residual=True needs"):
+        SideTower(side=side, pooling="none" if side is CLIP else "mean", residual=True)

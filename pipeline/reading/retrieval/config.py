@@ -40,6 +40,9 @@ class RetrievalData(Config):
     """Shares of train, dev and test where rows must be split; groups stay together."""
     split_seed: int = 0
     """Seed of that split."""
+    fit_on_dev: bool = False
+    """Add the development rows to the training rows: for the last fit, once every setting is
+    chosen. There is no dev split then, and training keeps its last epoch."""
     folds: int = 1
     """Equal runs of the test items whose metrics are averaged besides those of all (coco: 5)."""
     m2t_over: Literal["captions", "items"] = "captions"

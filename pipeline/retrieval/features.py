@@ -1,0 +1,45 @@
+"""Mean-pooled cached features: what linear baselines see, and what a residual is centred by."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache import Cache, JointLoader, Source
+from pipeline.retrieval.samples import Ints
+from pipeline.retrieval.taps import TowerTaps, layout
+from unipt import segment_mean
+
+BATCH = 64
+
+
+def pooled_features(cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:
+    """Return the mean over tokens, patches, cells and frames of each tap, concatenated.
+
+    Args:
+        cache: to read, batch by batch.
+        taps: of the tower.
+        samples: [n].
+        names: of the taps to take.
+
+    Returns:
+        float32 [n, sum of widths].
+    """
+    kinds = {tap.name: tap for tap in taps.taps}
+    present, where = np.unique(samples, return_inverse=True)
+    source = Source(cache=cache, samples=present, taps=tuple(names))
+    loader = JointLoader({"it": source}, batch_size=BATCH, seed=0, shuffle=False)
+    parts = []
+    for batch in loader.epoch(0):
+        part = batch.parts["it"]
+        pooled = []
+        for name in names:
+            tap, values = kinds[name], part.states[name].float()
+            if layout(tap) == "map":
+                values = values.mean((2, 3))
+            elif layout(tap) == "grid":
+                values = values.mean(1)
+            pooled.append(segment_mean(values, part.offsets[tap.axis]) if tap.ragged else values)
+        parts.append(torch.cat(pooled, 1))
+    return torch.cat(parts)[torch.from_numpy(where)]
