@@ -33,6 +33,10 @@ class CacheFull(CacheError, OSError):
     """The disk (or a quota or limit) has no room for the next file; finished shards are safe."""
 
 
+class CacheTooLarge(CacheError, MemoryError):
+    """A file of the cache does not fit into the memory that is free."""
+
+
 class FingerprintMismatch(CacheError, ValueError):
     """The folder holds a cache of something else; the message lists the differences."""
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from .errors import CacheDamaged, CacheFull, CacheLocked
+from .errors import CacheDamaged, CacheFull, CacheLocked, CacheTooLarge
+from .memory import available_memory
 from .spec import Bytes
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written; leftovers are removed when a writer resumes."""
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
+_LARGE = 2**28
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -131,10 +133,16 @@ def read_exact(path: Path, size: int) -> Bytes:
 
     Raises:
         CacheDamaged: missing, or another size.
+        CacheTooLarge: more than the memory there is.
     """
     found = file_size(path)
     if found != size:
         raise CacheDamaged(f"{path} holds {found} bytes instead of {size}; extract the cache again")
+    if size > _LARGE and size > available_memory():
+        raise CacheTooLarge(
+            f"{path} holds {size} bytes, more than the memory that is free; use a larger machine, "
+            "or, if the cache should be small, extract it again"
+        )
     return np.fromfile(path, dtype=np.uint8)
 
 
