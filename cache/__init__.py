@@ -4,6 +4,7 @@ Knows arrays, rows and taps; no models and no tasks. The format is described in
 docs/cache-format.md.
 """
 
+from .calibration import Calibration, calibration_samples
 from .chunks import Verify
 from .errors import (
     ActivationOverflow,
@@ -61,6 +62,7 @@ __all__ = [
     "CacheNotFound",
     "CacheVersionError",
     "CacheWriter",
+    "Calibration",
     "Fingerprint",
     "FingerprintMismatch",
     "GcReport",
@@ -83,6 +85,7 @@ __all__ = [
     "VerifyReport",
     "append",
     "available_memory",
+    "calibration_samples",
     "convert",
     "export_taps",
     "gc",

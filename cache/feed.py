@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """One source's share of a batch of b examples, in host memory, in the storage type.
+    """One source's share of a batch of b examples, in the cache's `dtype`.
 
     Attributes:
         states: tap -> [T, D] for tokens, [F, *shape] for frames, [b, *shape] otherwise (S*b with S
@@ -89,7 +89,7 @@ class Feed:
     def block_bytes(self) -> int:
         """Bytes of the chosen taps of a block, all stacks together."""
         geometry = self.cache.geometry
-        return sum(geometry.chunk_bytes(g.stack) * len(g.taps) for g in self.groups)
+        return sum(geometry.held_bytes(g.stack) * len(g.taps) for g in self.groups)
 
     def drawn(self, seed: int, epoch: int, number: int) -> Ints:
         """Samples of every example in an epoch, int64 [n, S]; `number` is that of the source."""
@@ -101,12 +101,12 @@ class Feed:
         used = np.unique(self.samples)
         for group in self.groups:
             stack = group.stack
-            row = stack.width * geometry.itemsize * len(group.taps)
+            row = geometry.row_bytes(stack) * len(group.taps)
             needed = len(np.unique(self.cache.places(stack, used)[0]))
             demands.append(
                 Demand(
                     name=self.name,
-                    block=geometry.chunk_bytes(stack) * len(group.taps),
+                    block=geometry.held_bytes(stack) * len(group.taps),
                     needed=needed,
                     window=needed,
                     batch=self._most_rows(group, batch_size) * row,
@@ -130,14 +130,14 @@ class Feed:
             for group, capacity in zip(self.groups, capacities, strict=True)
         ]
 
-    def gather(self, samples: Ints) -> Part:
-        """Read samples [b, S] into a part; all first segments come first."""
+    def gather(self, samples: Ints, device: torch.device | None = None) -> Part:
+        """Read samples [b, S] into a part on `device`; all first segments come first."""
         flat = samples.T.reshape(-1)  # [S * b]
         states: dict[str, Tensor] = {}
         stacks: list[Tensor] = []
         offsets: dict[str, Tensor] = {}
         for group, store in zip(self.groups, self._stores, strict=True):
-            values = store.gather(*self.cache.places(group.stack, flat))
+            values = store.gather(*self.cache.places(group.stack, flat), device)
             stacks.append(values)
             states |= dict(zip(group.taps, values, strict=True))
             if group.stack.ragged and group.stack.axis not in offsets:

@@ -6,7 +6,7 @@ function of it, so a reader rebuilds and compares them instead of trusting them.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from . import zarr3
 from .errors import CacheVersionError
 from .fingerprint import Fingerprint
-from .spec import ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
+from .spec import SCALES, TORCH_TYPES, ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
 
 FORMAT_VERSION = 1
 MANIFEST = "unipt_cache"
@@ -79,7 +79,10 @@ class Geometry:
                 raise ValueError(
                     f"{name} = {value!r} must be a whole number from {least[name]} to {MAX_COUNT}"
                 )
-        object.__setattr__(self, "stacks", group_taps(self.taps))
+        stacks = group_taps(self.taps)
+        if self.dtype == "int8":
+            stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in stacks)
+        object.__setattr__(self, "stacks", stacks)
         axes = list(dict.fromkeys(tap.axis for tap in self.taps if tap.ragged))
         if axes != list(self.block_tokens):
             raise ValueError(f"the taps lie on the axes {axes}, given: {list(self.block_tokens)}")
@@ -93,6 +96,23 @@ class Geometry:
     def itemsize(self) -> int:
         """Bytes of one number."""
         return np.dtype(ZARR_TYPES[self.dtype]).itemsize
+
+    @property
+    def value_stacks(self) -> tuple[Stack, ...]:
+        """The stacks that hold numbers of the taps; `stacks` also has those of their scales."""
+        return tuple(stack for stack in self.stacks if not stack.scales)
+
+    def scales_of(self, stack: Stack) -> Stack | None:
+        """Return the stack of the scales of int8 numbers; None for another storage type."""
+        return next((s for s in self.stacks if s.name == stack.name + SCALES), None)
+
+    def rms_name(self, stack: Stack) -> str:
+        """Return the name of the index array with the RMS of each channel (int8)."""
+        return f"rms_{stack.name}"
+
+    def data_type(self, stack: Stack) -> str:
+        """Return the Zarr data type of a stack's array."""
+        return "float16" if stack.scales else ZARR_TYPES[self.dtype]
 
     def blocks_of(self, shard: int) -> range:
         """Blocks that lie in a shard."""
@@ -109,7 +129,20 @@ class Geometry:
 
     def chunk_bytes(self, stack: Stack) -> int:
         """Bytes of one tap of one block, without the checksum."""
-        return self.rows(stack) * stack.width * self.itemsize
+        return self.rows(stack) * stack.width * np.dtype(self.data_type(stack)).itemsize
+
+    def held_bytes(self, stack: Stack) -> int:
+        """Bytes of one tap of one block in memory: numbers, and scales if there are any."""
+        scales = self.scales_of(stack)
+        return self.chunk_bytes(stack) + (0 if scales is None else self.chunk_bytes(scales))
+
+    def row_bytes(self, stack: Stack) -> int:
+        """Bytes that one row of one tap takes while a batch is made of it."""
+        size: int = TORCH_TYPES[self.dtype].itemsize
+        scales = self.scales_of(stack)
+        if scales is None:
+            return stack.width * size
+        return stack.width * (self.itemsize + size) + scales.width * (2 + size)
 
     def entries(self, stack: Stack) -> int:
         """Chunks of a whole shard."""
@@ -139,6 +172,8 @@ class Geometry:
         arrays["row_to_sample"] = (table, "int64")
         arrays["row_id_bytes"] = ((self.row_id_bytes,), "uint8")
         arrays["row_id_offsets"] = ((self.n_rows + 1,), "int64")
+        for stack in self.value_stacks if self.dtype == "int8" else ():
+            arrays[self.rms_name(stack)] = ((len(stack.taps), stack.channels), "float32")
         return arrays
 
     def index_chunk(self, name: str) -> tuple[str, int]:
@@ -159,12 +194,26 @@ class Geometry:
             rest = ["width"] if flat else [None] * len(stack.shape)
             metadata = zarr3.sharded_array_metadata(
                 self.array_shape(stack),
-                ZARR_TYPES[self.dtype],
+                self.data_type(stack),
                 blocks_per_shard=self.blocks_per_shard,
-                attributes={"logical_dtype": self.dtype, "taps": stack.tap_names},
+                attributes=self._attributes(stack),
                 dimension_names=["block", "tap", stack.row_name, *rest],
             )
             yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
+
+    def _attributes(self, stack: Stack) -> dict[str, Any]:
+        """Return what a reader of the array must know; for int8 where the other factors are."""
+        if stack.scales:
+            return {"logical_dtype": "float16", "taps": stack.tap_names}
+        known: dict[str, Any] = {"logical_dtype": self.dtype, "taps": stack.tap_names}
+        scales = self.scales_of(stack)
+        if scales is not None:
+            known |= {
+                "scales": f"{ACTIVATIONS}/{scales.name}",
+                "rms": f"{INDEX}/{self.rms_name(stack)}",
+                "channel_axis": 3 if len(stack.shape) == 3 else 2 + len(stack.shape),
+            }
+        return known
 
     def manifest(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> dict[str, Any]:
         """Return the manifest: this geometry, the index checksums and the fingerprint."""
@@ -198,11 +247,11 @@ class Geometry:
 
     def tap_bytes(self) -> dict[str, int]:
         """Bytes of each tap's chunks with their checksums, all shards together."""
-        return {
-            tap.name: self.n_blocks * (self.chunk_bytes(stack) + zarr3.CRC_BYTES)
-            for stack in self.stacks
-            for tap in stack.taps
-        }
+        sizes = dict.fromkeys((tap.name for stack in self.stacks for tap in stack.taps), 0)
+        for stack in self.stacks:
+            for tap in stack.taps:
+                sizes[tap.name] += self.n_blocks * (self.chunk_bytes(stack) + zarr3.CRC_BYTES)
+        return sizes
 
 
 def parse_manifest(manifest: Any) -> tuple[Geometry, Fingerprint, dict[str, str]]:

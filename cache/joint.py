@@ -51,6 +51,7 @@ class JointLoader:
         drop_last: leave out a last batch that is not full.
         window: blocks mixed together.
         spread: keep examples apart that share a sample of the leading source.
+        device: where the states of a batch go, int8 numbers as bytes; None for host memory.
 
     Attributes:
         tier, tier_reason: what was chosen and why.
@@ -76,6 +77,7 @@ class JointLoader:
         drop_last: bool = False,
         window: int = 16,
         spread: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         if batch_size < 1 or window < 1:
             raise ValueError(f"{batch_size=} and {window=} must be at least 1")
@@ -87,6 +89,7 @@ class JointLoader:
             )
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.drop_last, self.window, self.spread = drop_last, window, spread
+        self.device = device
         self._count = next(iter(counts.values()))
         self.memory = self._open(tier, memory_limit)
         self.tier, self.tier_reason = self.memory.tier, self.memory.reason
@@ -148,7 +151,10 @@ class JointLoader:
 
         def batch(positions: Ints) -> JointBatch:
             return JointBatch(
-                parts={n: feed.gather(drawn[n][positions]) for n, feed in self.feeds.items()},
+                parts={
+                    name: feed.gather(drawn[name][positions], self.device)
+                    for name, feed in self.feeds.items()
+                },
                 index=torch.from_numpy(positions),
             )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .blocks import BLOCK_TOKENS, block_rows, shard_blocks, slot_limit
 from .fingerprint import Fingerprint, digest
@@ -23,7 +24,8 @@ from .spec import ZARR_TYPES, Bytes, Ints, StorageType, TapSpec, check_storage_t
 class CacheLayout:
     """A planned cache: geometry, packing, and the tables of its index.
 
-    `row_to_sample` is [n_rows] or [n_rows, n_views]; `id_bytes` and `id_offsets` hold the row ids.
+    `row_to_sample` is [n_rows] or [n_rows, n_views]; `id_bytes` and `id_offsets` hold the row ids;
+    `rms` the size of each channel of each tap, which an int8 cache needs before it is written.
     """
 
     geometry: Geometry
@@ -33,6 +35,7 @@ class CacheLayout:
     row_to_sample: Ints
     id_bytes: bytes
     id_offsets: Ints
+    rms: Mapping[str, Tensor] | None = None
 
     @property
     def n_shards(self) -> int:
@@ -92,6 +95,9 @@ class CacheLayout:
         values["row_to_sample"] = self.row_to_sample
         values["row_id_bytes"] = np.frombuffer(self.id_bytes, np.uint8)
         values["row_id_offsets"] = self.id_offsets
+        for stack in self.geometry.value_stacks if self.geometry.dtype == "int8" else ():
+            rows = [np.asarray((self.rms or {})[name], np.float32) for name in stack.tap_names]
+            values[self.geometry.rms_name(stack)] = np.stack(rows)
         return values
 
 
@@ -116,6 +122,7 @@ def plan_layout(
     origin: Mapping[str, Any] | None = None,
     order: Ints | None = None,
     samples_per_block: int | None = None,
+    rms: Mapping[str, Tensor] | None = None,
 ) -> CacheLayout:
     """Lay a cache out; see `CacheWriter.create` for the other arguments.
 
@@ -174,6 +181,7 @@ def plan_layout(
         row_to_sample=rows.astype(np.int64),
         id_bytes=b"".join(encoded),
         id_offsets=offsets,
+        rms=rms,
     )
 
 

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     """One minibatch.
 
     Attributes:
-        values: [n_taps, T, D] in the storage type, in host memory ([n_taps, F, *shape] for frames,
+        values: [n_taps, T, D] in the cache's `dtype` ([n_taps, F, *shape] for frames,
             [n_taps, S*b, *shape] for taps of fixed shape).
         offsets: int64 [S*b + 1]; segment i has the rows `offsets[i] : offsets[i + 1]`. All first
             segments come first, then all second ones.
@@ -55,6 +55,7 @@ class Loader:
         memory_limit: bytes of host memory to use at most; None for half of what is available.
         drop_last: leave out a last batch that is not full.
         window: blocks mixed together.
+        device: where the values of a batch go, int8 numbers as bytes; None for host memory.
 
     Raises:
         InvalidTap: unknown taps, or taps of different shapes.
@@ -75,6 +76,7 @@ class Loader:
         memory_limit: int | None = None,
         drop_last: bool = False,
         window: int = 16,
+        device: torch.device | None = None,
     ) -> None:
         self.taps = tuple(tap.name for tap in cache.taps) if taps is None else tuple(taps)
         self.stack, _ = cache.stack_of(self.taps)
@@ -88,6 +90,7 @@ class Loader:
             drop_last=drop_last,
             window=window,
             spread=False,
+            device=device,
         )
         self.tier, self.tier_reason = self.joint.tier, self.joint.tier_reason
         self.memory_bytes = self.joint.memory_bytes

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import zarr3
 from .errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
-from .files import file_size
+from .files import crc32c, file_size, read_exact
 from .fingerprint import Fingerprint, digest
 from .geometry import COMPLETE, LEDGER, MANIFEST, ORIGIN, ROOT, Geometry, parse_manifest
 from .layout import encode_complete
@@ -135,6 +137,23 @@ def inspect_shard(
     if not problems and zarr3.file_checksum(raw, chunks, size) != checksum:
         problems.append("the whole file: it is not the one that the ledger lists")
     return problems
+
+
+def read_index(found: Manifest, name: str) -> np.ndarray[Any, Any]:
+    """Read an index array, checked; raise `CacheDamaged` if it is not what was written."""
+    shape, data_type = found.geometry.index_arrays()[name]
+    relative, size = found.geometry.index_chunk(name)
+    path = found.path / relative
+    if not size:
+        return np.empty(shape, data_type)
+    content = read_exact(path, size)
+    body, crc = content[: -zarr3.CRC_BYTES], content[-zarr3.CRC_BYTES :]
+    if zarr3.crc_of(crc) != crc32c(body) or zarr3.index_checksum(content) != found.index_crcs[name]:
+        raise CacheDamaged(
+            f"{path} fails its checksum; extract again into this folder to restore it (finished "
+            "shards are kept)"
+        )
+    return body.view(np.dtype(data_type).newbyteorder("<")).reshape(shape)
 
 
 def _check_complete(found: Manifest, ledger: Path) -> None:

@@ -17,14 +17,12 @@ from torch import Tensor
 
 from .chunks import ChunkReader, Verify
 from .errors import CacheDamaged, InvalidTap
-from .files import crc32c, read_exact
 from .fingerprint import Fingerprint
 from .layout import check_keys
-from .manifest import Manifest, check_children, read_finished, read_manifest
+from .manifest import Manifest, check_children, read_finished, read_index, read_manifest
 from .packing import BlockTable
 from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
-from .store import BlockStore
-from .zarr3 import CRC_BYTES, crc_of, index_checksum
+from .store import BlockStore, Factors
 
 Array = np.ndarray[Any, Any]
 
@@ -47,6 +45,7 @@ class Cache:
         origin: what its maker noted: names, places, versions.
         table: place of every sample.
         row_to_sample: int64 [n_rows] or [n_rows, n_views].
+        rms: tap -> size of each channel, float32, of an int8 cache; otherwise empty.
     """
 
     def __init__(self, found: Manifest, finished: set[int], verify: Verify) -> None:
@@ -55,7 +54,7 @@ class Cache:
         self.fingerprint: Fingerprint = found.fingerprint
         self.origin = found.origin
         self.finished = finished
-        index = {name: _read_index(found, name) for name in self.geometry.index_arrays()}
+        index = {name: read_index(found, name) for name in self.geometry.index_arrays()}
         self.table = BlockTable(
             block=index["block"],
             slot=index["slot"],
@@ -63,6 +62,7 @@ class Cache:
             length={axis: index[f"length_{axis}"] for axis in self.geometry.block_tokens},
         )
         self.row_to_sample: Ints = index["row_to_sample"]
+        self.rms = _rms(found, index)
         self._keys: Bytes = index["keys"]
         self._ids = index["row_id_bytes"]
         self._id_offsets: Ints = index["row_id_offsets"]
@@ -110,7 +110,7 @@ class Cache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Storage type of the activations."""
+        """Type of the activations that are handed out: the storage type; float32 for int8."""
         return TORCH_TYPES[self.geometry.dtype]
 
     @property
@@ -168,7 +168,7 @@ class Cache:
         Raises:
             InvalidTap: an unknown tap, or none.
         """
-        stacks: dict[str, Stack] = {t.name: s for s in self.geometry.stacks for t in s.taps}
+        stacks: dict[str, Stack] = {t.name: s for s in self.geometry.value_stacks for t in s.taps}
         unknown = [name for name in taps if name not in stacks]
         if unknown or not taps:
             raise InvalidTap(f"taps {unknown} are not in {self.path}; it has {list(stacks)}")
@@ -226,7 +226,11 @@ class Cache:
     def store(self, taps: Sequence[str], capacity: int) -> BlockStore:
         """Return room in memory for `capacity` blocks of some taps of one stack."""
         stack, numbers = self.stack_of(taps)
-        return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity)
+        scales = self.geometry.scales_of(stack)
+        if scales is None:
+            return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity)
+        factors = Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
+        return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity, factors)
 
     def shared_store(self, taps: Sequence[str]) -> BlockStore:
         """Return room for all blocks, shared by all who ask for the same taps in the same order."""
@@ -248,7 +252,7 @@ class Cache:
             taps: names; None for all.
 
         Returns:
-            Tap to values in the storage type: [sum of lengths, *shape] packed in the order of
+            Tap to values in `dtype`: [sum of lengths, *shape] packed in the order of
             `samples` for the kinds "tokens" and "frames", [b, *shape] otherwise.
 
         Raises:
@@ -265,20 +269,19 @@ class Cache:
         return {name: result[name] for name in names}
 
 
-def _read_index(found: Manifest, name: str) -> Array:
-    shape, data_type = found.geometry.index_arrays()[name]
-    relative, size = found.geometry.index_chunk(name)
-    path = found.path / relative
-    if not size:
-        return np.empty(shape, data_type)
-    content = read_exact(path, size)
-    body, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
-    if crc_of(crc) != crc32c(body) or index_checksum(content) != found.index_crcs[name]:
-        raise CacheDamaged(
-            f"{path} fails its checksum; extract again into this folder to restore it (finished "
-            "shards are kept)"
-        )
-    return body.view(np.dtype(data_type).newbyteorder("<")).reshape(shape)
+def _rms(found: Manifest, index: dict[str, Array]) -> dict[str, Tensor]:
+    """Return the RMS of each tap's channels; refuse what no calibration gives."""
+    geometry = found.geometry
+    result: dict[str, Tensor] = {}
+    for stack in geometry.value_stacks if geometry.dtype == "int8" else ():
+        table = torch.from_numpy(index[geometry.rms_name(stack)])
+        if not (torch.isfinite(table) & (table > 0)).all():
+            raise CacheDamaged(
+                f"the RMS of {stack.name} in {found.path} is not a positive number throughout; "
+                "delete the folder and extract again"
+            )
+        result |= dict(zip(stack.tap_names, table, strict=True))
+    return result
 
 
 def _check_table(cache: Cache) -> None:

@@ -19,7 +19,8 @@ from .files import make_folders, write_atomic
 from .layout import CacheLayout
 from .ledger import Entry
 from .packing import BlockTable
-from .spec import TORCH_TYPES, ZARR_TYPES, Bytes, Ints, Stack
+from .quantize import MAX_PEAK, quantize, token_peaks
+from .spec import TORCH_TYPES, Bytes, Ints, Stack
 from .zarr3 import CRC_BYTES, seal_shard
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +51,7 @@ class ShardBuffer:
             raw = _take(pool, stack.name, size)
             self._raw[stack.name] = raw
             self._views[stack.name] = self._view(stack, raw)
-            for number, tap in enumerate(stack.taps):
+            for number, tap in enumerate(() if stack.scales else stack.taps):
                 self._place[tap.name] = (stack, number)
                 self._missing[tap.name] = set(self.samples.tolist())
 
@@ -59,12 +60,12 @@ class ShardBuffer:
         geometry = self.layout.geometry
         blocks, taps = len(geometry.blocks_of(self.shard)), len(stack.taps)
         stride = geometry.chunk_bytes(stack) + CRC_BYTES
-        row = stack.width * geometry.itemsize
+        dtype = np.dtype(geometry.data_type(stack))
         return np.ndarray(
             (blocks, taps, geometry.rows(stack), stack.width),
-            dtype=ZARR_TYPES[geometry.dtype],
+            dtype=dtype,
             buffer=raw.data,
-            strides=(taps * stride, stride, row, geometry.itemsize),
+            strides=(taps * stride, stride, stack.width * dtype.itemsize, dtype.itemsize),
         )
 
     def put(self, samples: Ints, values: Mapping[str, Tensor]) -> None:
@@ -104,8 +105,8 @@ class ShardBuffer:
                     f"tap {name} was given {list(tensor.shape)} for {len(samples)} samples, "
                     f"expected {list(wanted)}"
                 )
-            array = self._convert(name, tensor, samples, stack)
-            self._views[stack.name][block, number, row] = array.reshape(len(block), stack.width)
+            for stored, array in self._convert(name, tensor, samples, stack):
+                self._views[stored.name][block, number, row] = array.reshape(-1, stored.width)
             self._missing[name].difference_update(samples.tolist())
 
     def _rows(self, table: BlockTable, samples: Ints, stack: Stack) -> tuple[Ints, Ints]:
@@ -116,20 +117,37 @@ class ShardBuffer:
         block, row = table.rows(samples, stack.axis, size)
         return block - first, row
 
-    def _convert(self, name: str, tensor: Tensor, samples: Ints, stack: Stack) -> Array:
-        dtype = self.layout.geometry.dtype
+    def _convert(
+        self, name: str, tensor: Tensor, samples: Ints, stack: Stack
+    ) -> list[tuple[Stack, Array]]:
+        """Return what goes into which stack: the numbers, and scales if there are any."""
+        dtype, scales = self.layout.geometry.dtype, self.layout.geometry.scales_of(stack)
+        if scales is not None:
+            codes, factors = self._quantize(name, tensor.detach(), samples, stack)
+            return [(stack, codes.cpu().numpy()), (scales, factors.cpu().numpy())]
         stored = tensor.detach().to(TORCH_TYPES[dtype]).cpu().contiguous()
         if stored.numel():
             low, high = torch.aminmax(stored)
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise ActivationOverflow(self._overflow(name, tensor, stored, samples, stack))
+                bad = ~torch.isfinite(stored)
+                raise ActivationOverflow(self._overflow(name, tensor, bad, samples, stack))
         bits = stored.view(torch.uint16) if dtype == "bfloat16" else stored
-        return bits.numpy()
+        return [(stack, bits.numpy())]
+
+    def _quantize(
+        self, name: str, tensor: Tensor, samples: Ints, stack: Stack
+    ) -> tuple[Tensor, Tensor]:
+        rms = (self.layout.rms or {})[name].to(tensor.device)
+        peaks = token_peaks(tensor, rms)
+        if peaks.numel() and not float(peaks.max()) <= MAX_PEAK:
+            bad = ~(peaks <= MAX_PEAK)
+            raise ActivationOverflow(self._overflow(name, tensor, bad, samples, stack))
+        return quantize(tensor, rms)
 
     def _overflow(
-        self, name: str, tensor: Tensor, stored: Tensor, samples: Ints, stack: Stack
+        self, name: str, tensor: Tensor, wrong: Tensor, samples: Ints, stack: Stack
     ) -> str:
-        bad = int((~torch.isfinite(stored)).reshape(len(stored), -1).any(1).nonzero()[0])
+        bad = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
         if stack.ragged:
             ends = np.cumsum(self.layout.packing.table.length[stack.axis][samples])
             sample = int(samples[np.searchsorted(ends, bad, side="right")])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .errors import InvalidTap
 
 Kind = Literal["tokens", "frames", "grid", "map", "vector"]
-StorageType = Literal["float16", "bfloat16", "float32"]
+StorageType = Literal["float16", "bfloat16", "float32", "int8"]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
@@ -24,9 +24,18 @@ TORCH_TYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
+    "int8": torch.float32,
 }
-ZARR_TYPES: dict[str, str] = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}
+"""Type in which the numbers of each storage type are taken and handed out."""
+ZARR_TYPES: dict[str, str] = {
+    "float16": "float16",
+    "bfloat16": "uint16",
+    "float32": "float32",
+    "int8": "int8",
+}
 """Zarr data type of each storage type; bfloat16 is stored as its bits."""
+SCALES = "-scales"
+"""End of the name of the stack that holds the scales of int8 numbers."""
 
 RAGGED: tuple[Kind, ...] = ("tokens", "frames")
 """Kinds that have a length of their own in each sample."""
@@ -112,10 +121,17 @@ class TapSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Taps of equal kind, shape and axis, stored together in one array, in tap order."""
+    """Taps of equal kind, shape and axis, stored together in one array, in tap order.
+
+    Args:
+        name: of the array.
+        taps: of equal kind, shape and axis.
+        scales: the array holds the scales of int8 numbers, one a token, patch or cell.
+    """
 
     name: str
     taps: tuple[TapSpec, ...]
+    scales: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -125,7 +141,16 @@ class Stack:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row: of a token, a frame, or a sample."""
-        return self.taps[0].shape
+        shape = self.taps[0].shape
+        if not self.scales:
+            return shape
+        return shape[1:] if len(shape) == 3 else shape[:-1]
+
+    @property
+    def channels(self) -> int:
+        """Features of a token, patch or vector, or channels of a map."""
+        shape = self.taps[0].shape
+        return shape[0] if len(shape) == 3 else shape[-1]
 
     @property
     def row_name(self) -> str:

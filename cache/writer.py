@@ -12,11 +12,21 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from .blocks import BLOCK_TOKENS
-from .errors import CacheError, CacheIncomplete, FingerprintMismatch, ShardMisaligned
+from .errors import (
+    CacheDamaged,
+    CacheError,
+    CacheIncomplete,
+    FingerprintMismatch,
+    ShardMisaligned,
+)
 from .files import (
     PARTIAL,
     WriterLock,
@@ -28,10 +38,10 @@ from .files import (
     write_atomic,
 )
 from .fingerprint import Fingerprint, digest
-from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
+from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT, Geometry
 from .layout import CacheLayout, check_keys, encode_complete, plan_layout
 from .ledger import Entry, encode_ledger, read_ledger
-from .manifest import Manifest, inspect_shard, read_manifest
+from .manifest import Manifest, inspect_shard, read_index, read_manifest
 from .shard import ShardBuffer
 from .spec import Bytes, Ints, StorageType, TapSpec
 from .zarr3 import encode_plain, index_checksum
@@ -72,6 +82,7 @@ class CacheWriter:
         block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
         blocks_per_shard: int | None = None,
         origin: Mapping[str, Any] | None = None,
+        rms: Mapping[str, Tensor] | None = None,
         overlap: bool = False,
         check: bool = False,
     ) -> Self:
@@ -93,6 +104,8 @@ class CacheWriter:
                 Grows to hold the longest sample.
             origin: JSON values worth keeping that identify nothing: names, places, versions. A
                 resumed cache keeps its first ones.
+            rms: size of each channel, by tap, for int8: what `Calibration` gives. A resumed cache
+                keeps its first ones, so they may be left out then.
             overlap: write a finished shard in a thread while the next one is computed.
             check: on resume, also verify the checksum of every finished file (reads them all).
 
@@ -115,6 +128,7 @@ class CacheWriter:
             block_tokens=block_tokens,
             blocks_per_shard=blocks_per_shard,
             origin=origin,
+            rms=rms,
         )
         return cls.open(path, layout, keys, overlap=overlap, check=check)
 
@@ -143,6 +157,7 @@ class CacheWriter:
 
     def _prepare(self, keys: Bytes) -> None:
         """Write metadata and index, the root last; or check that they are already ours."""
+        self._keep_calibration()
         root, layout = self.path, self.layout
         geometry = layout.geometry
         chunks = {
@@ -161,6 +176,22 @@ class CacheWriter:
         files |= dict(geometry.child_metadata())
         for relative, content in [*files.items(), (ROOT, metadata)]:
             _write_if_different(root / relative, content)
+
+    def _keep_calibration(self) -> None:
+        """Take the RMS of the cache that is there: it was decided once, before the first shard."""
+        geometry, rms = self.layout.geometry, self.layout.rms
+        if geometry.dtype != "int8":
+            return
+        if (self.path / ROOT).exists():
+            found = read_manifest(self.path)
+            same = found.geometry.dtype == "int8" and found.geometry.taps == geometry.taps
+            rms = _saved_rms(found) if same else _ones(geometry)  # another cache is refused later
+        if rms is None:
+            raise ValueError(
+                "int8 needs the size of each channel before the first shard: give rms=, which "
+                "Calibration measures on calibration_samples(layout)"
+            )
+        self.layout = replace(self.layout, rms=rms)
 
     def _refuse_other(self, found: Manifest, crcs: dict[str, str]) -> None:
         wanted = self.layout.geometry.manifest(self.layout.fingerprint, crcs)
@@ -335,6 +366,23 @@ def _refuse_foreign(root: Path) -> None:
         raise CacheError(
             f"{root} holds other things ({', '.join(foreign[:5])}); give an empty or a new folder"
         )
+
+
+def _saved_rms(found: Manifest) -> dict[str, Tensor]:
+    rms: dict[str, Tensor] = {}
+    for stack in found.geometry.value_stacks:
+        try:
+            table = torch.from_numpy(read_index(found, found.geometry.rms_name(stack)))
+        except CacheDamaged as error:
+            raise CacheDamaged(
+                f"{error}: not this time, as it holds a measurement. Delete the folder"
+            ) from error
+        rms |= dict(zip(stack.tap_names, table, strict=True))
+    return rms
+
+
+def _ones(geometry: Geometry) -> dict[str, Tensor]:
+    return {name: torch.ones(s.channels) for s in geometry.value_stacks for name in s.tap_names}
 
 
 def _write_if_different(path: Path, content: bytes) -> None:

@@ -92,7 +92,7 @@ def _array(
 
 def _chunk_codecs(data_type: str) -> list[dict[str, Any]]:
     to_bytes: dict[str, Any] = {"name": "bytes"}
-    if data_type != "uint8":
+    if data_type not in ("uint8", "int8"):
         to_bytes["configuration"] = {"endian": "little"}
     return [to_bytes, {"name": "crc32c"}]
 

@@ -18,7 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import ActivationOverflow, CacheLayout, CacheWriter, ShardBuffer
+from cache import (
+    ActivationOverflow,
+    CacheLayout,
+    CacheWriter,
+    Calibration,
+    ShardBuffer,
+    calibration_samples,
+)
+from cache.geometry import ROOT
 from cache.spec import TORCH_TYPES, StorageType
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
@@ -142,6 +150,9 @@ def extract_inputs(
     layout = table.layout(backbone, dtype=store_dtype, seed=seed, block_tokens=block_tokens)
     if not force:
         check_disk(path, layout.total_bytes)
+    rms = None
+    if store_dtype == "int8" and not (path / ROOT).exists():  # a started cache keeps its own
+        rms = _calibrate(backbone, table, layout, batch_tokens)
     with CacheWriter.create(
         path,
         taps=backbone.taps,
@@ -152,6 +163,7 @@ def extract_inputs(
         dtype=store_dtype,
         fingerprint=layout.fingerprint,
         origin=layout.origin,
+        rms=rms,
         seed=seed,
         block_tokens=block_tokens,
         overlap=True,
@@ -220,6 +232,21 @@ def free_bytes(path: Path) -> int:
 def written_bytes(path: Path) -> int:
     """Return the bytes of all files below `path`; 0 if it does not exist."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _calibrate(
+    backbone: Backbone, table: InputTable, layout: CacheLayout, batch_tokens: int | None
+) -> dict[str, torch.Tensor]:
+    """Return the size of every channel of every tap, from some of the first shard's samples."""
+    found, samples = Calibration(), calibration_samples(layout)
+    batches = backbone.batches(samples, table.encoded.lengths, batch_tokens)
+    passes = _resumable(feed(backbone, table, ((0, batch) for batch in batches)))
+    try:
+        for each in passes:
+            found.add(each.states(backbone))
+    finally:
+        passes.close()
+    return found.rms()
 
 
 def _fill(

@@ -6,9 +6,11 @@ write. `append` writes the new samples and one shard, the others are shared with
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..calibration import Calibration, calibration_samples
 from ..errors import InvalidTap
 from ..fingerprint import Fingerprint
 from ..layout import CacheLayout, plan_layout
@@ -236,7 +238,7 @@ def _layout(
         mapping = identity.of_type(mapping, stored, dtype)
     axes = {tap.axis for tap in taps if tap.ragged}
     lengths = {axis: values for axis, values in joined.lengths.items() if axis in axes}
-    return plan_layout(
+    layout = plan_layout(
         taps=taps,
         lengths=lengths or None,
         n_samples=len(joined.sample),
@@ -250,4 +252,10 @@ def _layout(
         origin=origin,
         order=joined.order,
         samples_per_block=samples_per_block,
+        rms=first.rms or None,
     )
+    if layout.geometry.dtype != "int8" or layout.rms:
+        return layout
+    found = Calibration()
+    found.add(first.read(joined.sample[calibration_samples(layout)], [tap.name for tap in taps]))
+    return replace(layout, rms=found.rms())

@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from cache.quantize import requantized
 from pipeline.backbones.pooling import pool_states
 from unipt.recorder import TapRecorder
 
@@ -59,23 +60,47 @@ def record(
     return recorder.states
 
 
-def as_cached(state: Tensor, spec: Mapping[str, Any], mask: Tensor | None = None) -> Tensor:
-    """Return what a tap emitted as its cache holds it: pooled, then rounded; float32.
-
-    Args:
-        state: [b, L, D], [b, P, D], [b, C, H, W] or [b, D].
-        spec: `pool` (see `pool_states`; absent: "none") and `storage_type` of the cache.
-        mask: [b, L], true at the tokens of texts.
-    """
-    return rounded(pool_states(state, spec.get("pool", "none"), mask), spec["storage_type"])
-
-
-def rounded(states: Tensor, storage_type: str) -> Tensor:
-    """Return float32 states that went through the number type `storage_type`.
+class CachedStates(nn.Module):
+    """What taps emit, as their cache holds it: pooled, then rounded.
 
     Rounding errors are not noise: a nearly constant feature is rounded the same way every time,
     and the side network was trained on the rounded values.
+
+    Args:
+        spec: `taps`, `storage_type` of the cache, `pool` (see `pool_states`; absent: "none"), and
+            for int8 `channels`, how many each tap has.
     """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.storage_type, self.pool = str(spec["storage_type"]), str(spec.get("pool", "none"))
+        self.taps = list(spec["taps"])
+        if self.storage_type == "int8":
+            for number, tap in enumerate(self.taps):
+                self.register_buffer(f"rms_{number}", torch.ones(spec["channels"][tap]))
+
+    def set_rms(self, rms: Mapping[str, Tensor]) -> None:
+        """Take the size of each channel from an int8 cache, by tap."""
+        if self.storage_type == "int8":
+            for number, tap in enumerate(self.taps):
+                self.get_buffer(f"rms_{number}").copy_(rms[tap])
+
+    def forward(self, tap: str, state: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the state of a tap in float32.
+
+        Args:
+            tap: its name.
+            state: [b, L, D], [b, P, D], [b, C, H, W] or [b, D].
+            mask: [b, L], true at the tokens of texts.
+        """
+        state = pool_states(state, self.pool, mask)
+        if self.storage_type != "int8":
+            return rounded(state, self.storage_type)
+        return requantized(state, self.get_buffer(f"rms_{self.taps.index(tap)}").float())
+
+
+def rounded(states: Tensor, storage_type: str) -> Tensor:
+    """Return float32 states that went through the floating-point type `storage_type`."""
     stored = getattr(torch, storage_type)
     if stored != torch.float32:
         limit = torch.finfo(stored).max

@@ -44,6 +44,7 @@ def build_fused(
     segments: int,
     labels: Sequence[str] | None,
     storage_type: str = "float32",
+    rms: Mapping[str, Tensor] | None = None,
 ) -> UniPTForSequenceClassification:
     """Put a backbone and a side classifier together; the backbone's weights keep their type.
 
@@ -54,6 +55,7 @@ def build_fused(
         segments: 2 if the classifier compares two sentences encoded separately, else 1.
         labels: class names in order; None for a regression.
         storage_type: number type of the cached states.
+        rms: size of each channel of each tap, of an int8 cache.
 
     Raises:
         ExportError: the backbone's class is not part of transformers, or a tap is unknown.
@@ -74,6 +76,7 @@ def build_fused(
     )
     fused = UniPTForSequenceClassification(config)
     _fill(fused.backbone, backbone)
+    fused.cached_states.set_rms(rms or {})
     fused.side_classifier.load_state_dict(classifier.state_dict())
     fused.requires_grad_(False).train(False)
     return fused
@@ -88,6 +91,8 @@ def build_retrieval(
     media_taps: Sequence[str],
     text_storage: str = "float32",
     media_storage: str = "float32",
+    text_rms: Mapping[str, Tensor] | None = None,
+    media_rms: Mapping[str, Tensor] | None = None,
 ) -> UniPTForRetrieval:
     """Put two backbones and two side towers together; the backbones' weights keep their types.
 
@@ -99,6 +104,8 @@ def build_retrieval(
         media_taps: taps of the media tower.
         text_storage: number type of the text tower's cache.
         media_storage: number type of the media tower's cache.
+        text_rms: size of each channel of each tap, of an int8 cache of the texts.
+        media_rms: the same of the media.
 
     Raises:
         ExportError: a backbone's class cannot be shipped, or a tap is unknown.
@@ -128,6 +135,8 @@ def build_retrieval(
     fused = UniPTForRetrieval(config)
     _fill(fused.text_backbone, text)
     _fill(fused.media_backbone, media)
+    fused.text_states.set_rms(text_rms or {})
+    fused.media_states.set_rms(media_rms or {})
     fused.towers.load_state_dict(towers.state_dict())
     fused.requires_grad_(False).train(False)
     return fused
@@ -153,6 +162,8 @@ def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) ->
         raise ExportError(
             f"{backbone.name} records no tap {unknown}; it records {backbone.all_taps}"
         )
+    shapes = {tap.name: tap.shape for tap in backbone.taps}
+    channels = {tap: shapes[tap][0 if len(shapes[tap]) == 3 else -1] for tap in taps}
     return {
         "backbone_class": name,
         "backbone_config": asdict(config) if shipped else config.to_dict(),
@@ -160,6 +171,7 @@ def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) ->
         "tap_modules": {tap: backbone.tap_modules[tap] for tap in taps},
         "pool": backbone.pool,
         "storage_type": storage_type,
+        "channels": channels if storage_type == "int8" else {},
     }
 
 

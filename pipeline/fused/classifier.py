@@ -90,6 +90,7 @@ class ClassifierJob:
             segments=trained.segments,
             labels=trained.labels,
             storage_type=storage_type(self.cache),
+            rms=self.cache.rms,
         )
         return fused, build_tokenizer(self.backbone, trained.segments)
 

@@ -21,6 +21,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         storage_type: number type of the cached states the side classifier was trained on; the
             recorded states pass through it.
         pool: pooling of the recorded states, as of the cached ones.
+        channels: features of each tap, for the storage type int8.
         token_types: pass `token_type_ids` on to the backbone, as extraction did.
         segments: 1 if a row is one sentence or one jointly encoded pair; 2 if it holds two
             sentences, told apart by `token_type_ids`, that the backbone reads separately.
@@ -43,6 +44,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         side_config: dict[str, Any] | None = None,
         storage_type: str = "float32",
         pool: str = "none",
+        channels: dict[str, int] | None = None,
         token_types: bool = False,
         segments: int = 1,
         segment_length: int | None = None,
@@ -57,6 +59,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.side_config = dict(side_config or {})
         self.storage_type = storage_type
         self.pool = pool
+        self.channels = dict(channels or {})
         self.token_types = token_types
         self.segments = segments
         self.segment_length = segment_length

@@ -13,9 +13,9 @@ class UniPTRetrievalConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     `text_tower` and `media_tower` each hold `backbone_class`, `backbone_config` (the backbone's own
     configuration), `taps` (names in the side network's order, the anchor last), `tap_modules` (tap
-    name to module path), `pool` (pooling of the recorded states, as of the cached ones) and
+    name to module path), `pool` (pooling of the recorded states, as of the cached ones),
     `storage_type` (number type of the cached states the side tower was trained on; recorded states
-    pass through it).
+    pass through it) and `channels` (features of each tap, for the storage type int8).
 
     Args:
         text_tower: also `token_types` (pass `token_type_ids` on, as extraction did), `max_length`

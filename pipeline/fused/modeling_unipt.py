@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from unipt.classifier import SideClassifier
 
-from .backbone_unipt import accepted_arguments, as_cached, build_backbone, record
+from .backbone_unipt import CachedStates, accepted_arguments, build_backbone, record
 from .configuration_unipt import UniPTConfig
 
 
@@ -40,12 +40,15 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
 
     config_class = UniPTConfig
     base_model_prefix = "backbone"
-    _keep_in_fp32_modules_strict = {"side_classifier"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"side_classifier", "cached_states"}  # noqa: RUF012
 
     def __init__(self, config: UniPTConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_class, config.backbone_config)
         self.side_classifier = SideClassifier.from_config(config.side_config).float()
+        self.cached_states = CachedStates(
+            {name: getattr(config, name) for name in ("taps", "storage_type", "pool", "channels")}
+        )
         self._backbone_arguments = accepted_arguments(self.backbone)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -113,8 +116,7 @@ class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untype
             input_ids=input_ids,
             **options,
         )
-        spec = {"pool": self.config.pool, "storage_type": self.config.storage_type}
-        cached = [as_cached(states[name], spec, mask) for name in self.config.taps]
+        cached = [self.cached_states(name, states[name], mask) for name in self.config.taps]
         stacked = torch.stack(cached)
         return stacked.to(next(self.side_classifier.parameters()).dtype)
 

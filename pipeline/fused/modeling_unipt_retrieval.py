@@ -30,7 +30,7 @@ from pipeline.media.transform import ImageTransform
 from pipeline.media.video import read_frames
 from unipt.towers import TwoTowers, as_sequences, frame_shares
 
-from .backbone_unipt import accepted_arguments, as_cached, build_backbone, record
+from .backbone_unipt import CachedStates, accepted_arguments, build_backbone, record
 from .configuration_unipt_retrieval import UniPTRetrievalConfig
 
 CONVNETS = ("ResNet", "EfficientNetLite")
@@ -59,7 +59,7 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     config_class = UniPTRetrievalConfig
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict = {"towers"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"towers", "text_states", "media_states"}  # noqa: RUF012
 
     def __init__(self, config: UniPTRetrievalConfig) -> None:
         super().__init__(config)
@@ -67,6 +67,7 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.text_backbone = _build(text)
         self.media_backbone = _build(media)
         self.towers = TwoTowers.from_config(config.towers).float()
+        self.text_states, self.media_states = CachedStates(text), CachedStates(media)
         self.transform = ImageTransform.from_dict(media["transform"])
         self._text_arguments = accepted_arguments(self.text_backbone)
         self._tokenizer: Any = None
@@ -201,7 +202,7 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
             input_ids=input_ids,
             **options,
         )
-        *targets, anchor = (as_cached(states[name], spec, mask) for name in spec["taps"])
+        *targets, anchor = (self.text_states(name, states[name], mask) for name in spec["taps"])
         tokens = any(state.dim() == 3 for state in (*targets, anchor))
         given_mask = mask.bool() if tokens else None
         found = self.towers.text(anchor, targets or [anchor], mask=given_mask)
@@ -253,7 +254,9 @@ class UniPTForRetrieval(PreTrainedModel):  # type: ignore[no-untyped-call]
             **spec["arguments"],
         )
         shapes = spec["tap_shapes"]
-        shaped = [as_cached(as_tap(states[name], shapes[name]), spec) for name in spec["taps"]]
+        shaped = [
+            self.media_states(name, as_tap(states[name], shapes[name])) for name in spec["taps"]
+        ]
         return shaped[-1], shaped[:-1] or shaped
 
     def mean_of_frames(self, frames: Tensor, frame_counts: Tensor) -> Tensor:

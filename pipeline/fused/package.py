@@ -13,16 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cache
 import pipeline
 import unipt
 from pipeline.errors import PipelineError
 
-ROOTS = {"pipeline": Path(pipeline.__path__[0]), "unipt": Path(unipt.__path__[0])}
-OURS = (*ROOTS, "cache", "cli")
+ROOTS = {module.__name__: Path(module.__path__[0]) for module in (cache, pipeline, unipt)}
+OURS = (*ROOTS, "cli")
 HERE = "pipeline.fused"
 SHIPPABLE = (
     *("unipt", HERE, "pipeline.media", "pipeline.backbones.convnets"),
-    *("pipeline.errors", "pipeline.backbones.shaping", "pipeline.backbones.pooling"),
+    *(
+        "pipeline.errors",
+        "pipeline.backbones.shaping",
+        "pipeline.backbones.pooling",
+        "cache.quantize",
+    ),
 )
 """Packages, and single modules, whose files may stand beside a model."""
 _IMPORT = re.compile(r"^(\s*from )([\w.]+)( import)", re.MULTILINE)

@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.errors import PipelineError
 from pipeline.fused.artefacts import Runner
 
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-8}
+"""Of int8: half a step, relative to the largest feature of a token."""
 STORED_GROWTH = 4.0
 """Units of the storage type's roundoff that a logit may be off by."""
 ARITHMETIC_GROWTH = 128.0
@@ -143,7 +144,7 @@ def tolerance(types: Mapping[str, str]) -> float:
     Storage: the fused model rounds the states as the cache did, so a value differs only where the
     two sides, equal up to float32 arithmetic, fall on different sides of a rounding boundary:
     rarely, and by two units u at most. `STORED_GROWTH` = 4 u (2e-3 for float16, 1.6e-2 for
-    bfloat16) leaves room for an amplifying head; 1.5e-5 was measured on MiniLM in float16.
+    bfloat16 and int8) leaves room for an amplifying head; 1.5e-5 was measured on MiniLM in float16.
 
     Arithmetic: where extraction or the exported weights use a half type, every state differs, and
     alike for every token. One rounding of MiniLM's states, not repeated by the other side, moved

@@ -136,6 +136,8 @@ class RetrievalJob:
             media_taps=self.trained.media_taps,
             text_storage=storage_type(self.text_cache),
             media_storage=storage_type(self.media_cache),
+            text_rms=self.text_cache.rms,
+            media_rms=self.media_cache.rms,
         )
         return fused, build_tokenizer(self.text, segments=1)
 

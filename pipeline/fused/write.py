@@ -156,7 +156,7 @@ def number_types(cache: Cache, weights: nn.Module) -> dict[str, str]:
 
 def storage_type(cache: Cache) -> str:
     """Return the number type of a cache, such as "float16"."""
-    return str(cache.dtype).removeprefix("torch.")
+    return str(cache.geometry.dtype)
 
 
 def _write_model(job: Job, stage: Path) -> tuple[Any, Any]:

@@ -79,6 +79,12 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
         yield start._replace(
             dtype="float16", options=("--store-dtype float16",), change="numbers of 2 bytes"
         )
+    if start.dtype != "int8":
+        yield start._replace(
+            dtype="int8",
+            options=("--store-dtype int8",),
+            change="numbers of 1 byte, about 0.8 % off",
+        )
     for views in (4, 3, 2, 1):
         if views < table.views:
             yield start._replace(

@@ -112,6 +112,7 @@ def make_loader(config: TrainConfig, setup: Setup) -> Loader:
         batch_size=config.batch_size,
         seed=config.seed,
         tier=config.tier,
+        device=setup.device,
     )
 
 
@@ -147,7 +148,7 @@ def set_statistics(model: SideClassifier, loader: Loader) -> None:
     total: Tensor | None = None
     squares: Tensor | None = None
     for batch in loader.epoch(0):
-        states = batch.values.double()  # [N + 1, T, D]
+        states = batch.values.cpu().double()  # [N + 1, T, D]
         count += states.shape[1]
         total = states.sum(1) if total is None else total + states.sum(1)
         square = states.square().sum(1)

@@ -43,7 +43,9 @@ def run_model(
     device: torch.device,
 ) -> Outputs:
     """Return the model's outputs for `samples` [n] or [n, 2], in their order."""
-    loader = Loader(cache, samples, taps=taps, batch_size=batch_size, seed=0, shuffle=False)
+    loader = Loader(
+        cache, samples, taps=taps, batch_size=batch_size, seed=0, shuffle=False, device=device
+    )
     was_training = model.training
     model.eval()
     logits, confidence = [], []
