@@ -8,13 +8,13 @@ module's own output does not.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
 
 from pipeline.backbones.registry import Registry
 from pipeline.errors import PipelineError
+from pipeline.selection import select_names
 
 
 class BackboneError(PipelineError, ValueError):
@@ -163,7 +163,7 @@ def resolutions(blocks: Sequence[str], emitted: Mapping[str, Tensor]) -> dict[st
 
 
 def select_taps(known: Sequence[str], patterns: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the `known` taps that match any of the glob `patterns`, in the order of `known`.
+    """Return the `known` taps that any of `patterns` selects (see `select_names`), in their order.
 
     Without patterns these are all but single blocks of a ConvNet and its head, which repeat what
     the stages hold.
@@ -173,11 +173,11 @@ def select_taps(known: Sequence[str], patterns: Sequence[str] | None) -> tuple[s
     """
     if patterns is None:
         return tuple(name for name in known if not _FINER.match(name))
-    lost = [p for p in patterns if not any(fnmatchcase(name, p) for name in known)]
+    chosen, lost = select_names(known, patterns)
     if lost or not patterns:
         what = f"no tap matches {', '.join(map(repr, lost))}" if lost else "no tap was named"
         raise BackboneError(f"{what}; known taps: {', '.join(known)}")
-    return tuple(name for name in known if any(fnmatchcase(name, p) for p in patterns))
+    return chosen
 
 
 _FINER = re.compile(r"block\.\d+$|head$")

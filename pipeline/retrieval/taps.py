@@ -4,7 +4,6 @@ b samples of a batch, T tokens, F frames of all clips, P patches, N targets. Cos
 a batch is cast once at most, and augmented in one pass if asked.
 """
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 from cache import Cache, Part, TapSpec
 from cache.spec import group_taps
 from pipeline.config import ConfigError
+from pipeline.selection import select_names
 from pipeline.training.augment import add_grid_noise, add_noise, drop_patches, drop_rows
 from unipt import ConvSideNetwork, SideTower
 
@@ -158,7 +158,7 @@ def width(tap: TapSpec) -> int:
 
 
 def select(cache: Cache, patterns: Sequence[str] | None, tower: str) -> TowerTaps:
-    """Choose a tower's taps by glob patterns, in the cache's order; the last is the anchor.
+    """Choose a tower's taps by patterns, see `select_names`, in the cache's order; the anchor last.
 
     Args:
         cache: of the tower.
@@ -169,18 +169,12 @@ def select(cache: Cache, patterns: Sequence[str] | None, tower: str) -> TowerTap
         ConfigError: a pattern matches nothing, or the chosen taps do not go together.
     """
     names = [tap.name for tap in cache.taps]
-    for pattern in patterns or ():
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(
-                f"the pattern {pattern!r} of {tower}_taps matches none of {', '.join(names)}"
-            )
-    chosen = TowerTaps(
-        tuple(
-            tap
-            for tap in cache.taps
-            if patterns is None or any(fnmatch.fnmatchcase(tap.name, p) for p in patterns)
+    wanted, lost = (names, ()) if patterns is None else select_names(names, patterns)
+    if lost:
+        raise ConfigError(
+            f"the pattern {lost[0]!r} of {tower}_taps matches none of {', '.join(names)}"
         )
-    )
+    chosen = TowerTaps(tuple(tap for tap in cache.taps if tap.name in wanted))
     _check(chosen, tower)
     return chosen
 

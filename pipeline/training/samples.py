@@ -3,7 +3,6 @@
 Cost: one BLAKE2b digest an input and one search in the cache's key table, about 2 us an input.
 """
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from cache import Cache, TapSpec
 from pipeline.config import ConfigError
 from pipeline.data import DataError, Dataset, Example
 from pipeline.inputs import KEY_BYTES
+from pipeline.selection import select_names
 from pipeline.tasks.base import target_array
 
 SHOWN = 3
@@ -63,7 +63,7 @@ def locate(dataset: Dataset, cache: Cache, split: str) -> Located:
 
 
 def select_taps(cache: Cache, patterns: Sequence[str] | None) -> tuple[TapSpec, ...]:
-    """Choose token taps by glob patterns, in the cache's order; the last one is the anchor.
+    """Choose token taps by patterns, see `select_names`, in the cache's order; the anchor last.
 
     In a cache without tokens these are its vectors, each a text of one token.
 
@@ -73,14 +73,10 @@ def select_taps(cache: Cache, patterns: Sequence[str] | None) -> tuple[TapSpec, 
     tokens = [tap for tap in cache.taps if tap.kind == "tokens"]
     known = tokens or [tap for tap in cache.taps if tap.kind == "vector"]
     names = [tap.name for tap in known]
-    for pattern in patterns or ():
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"the tap pattern {pattern!r} matches none of {', '.join(names)}")
-    chosen = tuple(
-        tap
-        for tap in known
-        if patterns is None or any(fnmatch.fnmatchcase(tap.name, p) for p in patterns)
-    )
+    wanted, lost = (names, ()) if patterns is None else select_names(names, patterns)
+    if lost:
+        raise ConfigError(f"the tap pattern {lost[0]!r} matches none of {', '.join(names)}")
+    chosen = tuple(tap for tap in known if tap.name in wanted)
     if len(chosen) < 2:
         raise ConfigError(
             f"a side network needs at least two taps (targets and anchor); chosen: "
