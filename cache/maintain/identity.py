@@ -8,6 +8,8 @@ the table). So the cache of some taps has the fingerprint that an extraction of 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..errors import FingerprintMismatch
 from ..fingerprint import Fingerprint, table_digest
 from ..reader import Cache
@@ -37,7 +39,9 @@ def check_same_kind(caches: Sequence[Cache]) -> None:
 
 def _kind(cache: Cache) -> Fingerprint:
     mapping = cache.fingerprint.mapping
-    inputs = mapping.get("inputs")
+    dtype, inputs = mapping.get("dtype"), mapping.get("inputs")
+    if isinstance(dtype, dict):
+        mapping["dtype"] = {name: v for name, v in dtype.items() if name != THROUGH}
     if isinstance(inputs, dict):
         mapping["inputs"] = {name: v for name, v in inputs.items() if name not in TABLE}
     views = cache.geometry.n_views
@@ -76,10 +80,35 @@ def of_type(mapping: dict[str, Any], source: str, target: str) -> dict[str, Any]
     Numbers that were rounded to `source` before are not those that an extraction in `target` gives,
     and the fingerprint says so. float32, and the type they were computed in, round nothing.
     """
+    dtype = _dtype(mapping)
+    rounded = source not in ("float32", dtype.get("computed"), target)
+    if not dtype and not rounded:
+        return mapping
+    changed = mapping | {"dtype": dict(dtype) | {"stored": target}}
+    return rounded_by(changed, [source]) if rounded else changed
+
+
+def of_rounding(mapping: dict[str, Any], caches: Sequence[Cache]) -> dict[str, Any]:
+    """Return the fingerprint for the numbers of several caches of one storage type.
+
+    Those of int8 are rounded again where the channels were calibrated differently.
+    """
+    types = [
+        name for cache in caches for name in _dtype(cache.fingerprint.mapping).get(THROUGH, [])
+    ]
+    rms = caches[0].rms
+    if any(not torch.equal(cache.rms[name], rms[name]) for cache in caches for name in rms):
+        types.append("int8")
+    return rounded_by(mapping, types)
+
+
+def rounded_by(mapping: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    """Return the fingerprint for numbers that went through other storage types too."""
+    dtype = _dtype(mapping)
+    through = list(dict.fromkeys([*dtype.get(THROUGH, []), *types]))
+    return mapping | {"dtype": dict(dtype) | {THROUGH: through}} if through else mapping
+
+
+def _dtype(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     known = mapping.get("dtype")
-    dtype: Mapping[str, Any] = known if isinstance(known, dict) else {}
-    through = list(dtype.get(THROUGH, []))
-    if source not in ("float32", dtype.get("computed"), target):
-        through.append(source)
-    changed = dict(dtype) | {"stored": target} | ({THROUGH: through} if through else {})
-    return mapping | {"dtype": changed} if known is not None or through else mapping
+    return known if isinstance(known, dict) else {}

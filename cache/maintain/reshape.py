@@ -232,6 +232,7 @@ def _layout(
     mapping = first.fingerprint.mapping
     if len(joined.caches) > 1:
         mapping = identity.of_table(mapping, joined.keys, joined.row_to_sample, joined.row_ids)
+        mapping = identity.of_rounding(mapping, joined.caches)
     if len(taps) < len(first.taps):
         mapping = identity.of_taps(mapping, [tap.name for tap in taps])
     if dtype is not None and dtype != stored:

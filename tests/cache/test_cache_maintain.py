@@ -319,3 +319,41 @@ def test_views_are_joined(tmp_path):
     first.write(tmp_path / "d", row_to_sample=rows[:, 0], row_ids=["x", "y"])
     with pytest.raises(FingerprintMismatch, match="views"):
         merge([tmp_path / "a", tmp_path / "d"], tmp_path / "e")
+
+
+def close(path, part):
+    """The cache holds the numbers of `part` within what int8 keeps of them."""
+    cache = Cache.open(path)
+    values = cache.read(cache.find(part.keys))
+    for tap in part.taps:
+        wanted = part.values(tap, range(part.n))
+        assert (values[tap.name] - wanted).abs().max() < 0.03 * wanted.abs().max()
+    assert verify(path).ok
+    return cache
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_is_made_joined_and_left(tmp_path, kind):
+    first, second = (Part(n, taps=KINDS[kind]) for n in (range(40), range(40, 60)))
+    for name, part in (("a", first), ("b", second)):
+        part.write(tmp_path / name)
+        report = convert(tmp_path / name, tmp_path / f"{name}8", dtype="int8")
+        assert report.dtype == "int8"
+        cache = close(tmp_path / f"{name}8", part)
+        assert cache.fingerprint.mapping["dtype"]["through"] == ["float16"]
+    whole = Part(range(60), taps=KINDS[kind])
+    merge([tmp_path / "a8", tmp_path / "b8"], tmp_path / "m")
+    append(tmp_path / "a8", [tmp_path / "b8"], tmp_path / "n")
+    for name in "mn":
+        cache = close(tmp_path / name, whole)
+        assert cache.fingerprint.mapping["dtype"]["through"] == ["float16", "int8"]
+        old = Cache.open(tmp_path / "a8").read(np.arange(40))
+        for tap, values in cache.read(np.arange(40)).items():
+            assert torch.equal(values, old[tap])  # rounded once, with the factors of the first
+    convert(tmp_path / "m", tmp_path / "f", dtype="float32")
+    dtype = close(tmp_path / "f", whole).fingerprint.mapping["dtype"]
+    assert dtype["through"] == ["float16", "int8"]
+    taps = [KINDS[kind][0].name]
+    export_taps(tmp_path / "a8", taps, tmp_path / "some")
+    some = Cache.open(tmp_path / "some").read(np.arange(40))
+    assert torch.equal(some[taps[0]], Cache.open(tmp_path / "a8").read(np.arange(40))[taps[0]])
