@@ -1,6 +1,7 @@
 # Two commands for a bare machine with Python 3.11+, make and git:
 #   make demo   sets up, then runs the whole way on real text
 #   make test   sets up, then runs every test
+# and: make demo-retrieval, pictures found by text
 PYTHON ?= python3
 DEMO_ENV := .venv/demo
 TEST_ENV := .venv/test
@@ -10,10 +11,11 @@ PIP := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 export HF_HUB_OFFLINE = 1
 export PIP_PROGRESS_BAR = off
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo demo-retrieval test check format bench clean
 
 help:
 	@echo "make demo    cache MiniLM, train a side network on tweets, export one model"
+	@echo "make demo-retrieval  cache two towers on captioned pictures, train, export, search"
 	@echo "make test    run the tests"
 	@echo "make check   lint and type-check"
 	@echo "make format  rewrite the code in the house format"
@@ -34,6 +36,10 @@ $(TEST_ENV)/ready: pyproject.toml constraints.txt
 
 demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/python cli.py demo --out $(DEMO_DIR)
+
+demo-retrieval: $(DEMO_ENV)/ready
+	command -v npm > /dev/null || $(DEMO_ENV)/bin/python $(PIP) --editable '.[plot,npm]'
+	$(DEMO_ENV)/bin/python cli.py demo-retrieval --out $(DEMO_DIR)
 
 test: $(TEST_ENV)/ready
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest -n auto -q

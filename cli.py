@@ -392,6 +392,21 @@ def _demo() -> click.Command:
     return command
 
 
+@commands.stage("demo-retrieval", "Two towers: pictures found by text, in a few minutes.")
+def _demo_retrieval() -> click.Command:
+    from pipeline.demo.retrieval import RetrievalDemoConfig, retrieval_demo
+    from pipeline.options import build_config, config_options
+
+    @click.command(epilog="Example: unipt demo-retrieval --out demo")
+    @config_options(RetrievalDemoConfig)
+    @click.pass_context
+    def command(ctx: click.Context, /, **_: Any) -> None:
+        """Cache MiniLM and EfficientNet-Lite0 on captioned emoji, train, export, search."""
+        retrieval_demo(build_config(RetrievalDemoConfig, ctx), echo=click.echo)
+
+    return command
+
+
 def main() -> None:
     """Run the command line; errors made by the input end in one message and exit status 1."""
     try:

@@ -63,22 +63,22 @@ def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
     """Run the whole way, telling each stage as it goes; return the paths of picture and model."""
     began = time.perf_counter()
     out = config.out
-    with _stage(echo, "1 of 7  fetch MiniLM and the rated tweets"):
+    with stage(echo, "1 of 7  fetch MiniLM and the rated tweets"):
         backbone, data = minilm(out), tweets(out)
     cache, run, model = out / "tweets.zarr", out / "run", out / "model"
     source = {"backbone": str(backbone), "out": cache, "data": data, "device": config.device}
-    with _stage(echo, "2 of 7  plan"):
+    with stage(echo, "2 of 7  plan"):
         echo(plan(PlanConfig(**source)).render())
-    with _stage(echo, "3 of 7  extract: the only time the backbone runs"), progress_line() as line:
+    with stage(echo, "3 of 7  extract: the only time the backbone runs"), progress_line() as line:
         echo(extract(ExtractConfig(**source), progress=line).render())
     training = TrainConfig(data=data, cache=cache, out=run, seed=config.seed, device=config.device)
-    with _stage(echo, "4 of 7  train the side network from the cache"), progress_line() as line:
+    with stage(echo, "4 of 7  train the side network from the cache"), progress_line() as line:
         echo(train(training, progress=line).render())
-    with _stage(echo, "5 of 7  evaluate, beside probes on the same cache"):
+    with stage(echo, "5 of 7  evaluate, beside probes on the same cache"):
         rows = _evaluations(training)
-    with _stage(echo, "6 of 7  export, and replay cached samples through the exported model"):
+    with stage(echo, "6 of 7  export, and replay cached samples through the exported model"):
         echo(export(ExportConfig(run=run, out=model, force=True)).render())
-    with _stage(echo, "7 of 7  label new sentences with the exported model"):
+    with stage(echo, "7 of 7  label new sentences with the exported model"):
         _label(model, out, echo)
     pictures = report(run)
     echo("\nTest split, 95 % bootstrap intervals:\n")
@@ -103,7 +103,8 @@ def _label(model: Path, out: Path, echo: Echo) -> None:
 
 
 @contextmanager
-def _stage(echo: Echo, title: str) -> Iterator[None]:
+def stage(echo: Echo, title: str) -> Iterator[None]:
+    """Tell the title of a stage, and its time at its end."""
     echo(f"\n== {title}")
     start = time.perf_counter()
     yield
