@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
@@ -192,14 +192,90 @@ def _verify() -> click.Command:
 
     @click.command()
     @cache_argument
+    @click.option("--repair", is_flag=True, help="Mark what is damaged to be extracted again.")
     @as_json
-    def command(cache: Path, as_json: bool) -> None:
-        """Read the whole cache CACHE; exit with status 1 if anything is damaged."""
-        report = verify(cache)
+    def command(cache: Path, repair: bool, as_json: bool) -> None:
+        """Read the whole cache CACHE; exit with status 1 if anything is damaged.
+
+        After --repair the command that made the cache redoes exactly what was damaged.
+        """
+        report = verify(cache, repair=repair)
         show(report, as_json)
         sys.exit(0 if report.ok else 1)
 
     return command
+
+
+@commands.stage("cache", "Keep caches: ls, append, merge, export-taps, convert, gc.")
+def _cache() -> click.Command:
+    from cache import StorageType, append, convert, export_taps, gc, ls, merge
+
+    folder = click.argument("folder", type=click.Path(path_type=Path))
+    out = click.argument("out", type=click.Path(path_type=Path))
+    parts = click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+    @click.group()
+    def group() -> None:
+        """Keep caches. Rewrites stream, and the same command resumes one that was interrupted."""
+
+    @group.command("ls")
+    @folder
+    @as_json
+    def list_caches(folder: Path, as_json: bool) -> None:
+        """List the caches below FOLDER: state, samples, taps, bytes, origin."""
+        show(ls(folder), as_json)
+
+    @group.command("append", epilog="Example: unipt cache append all.zarr new.zarr --out both.zarr")
+    @cache_argument
+    @parts
+    @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new cache.")
+    @as_json
+    def append_rows(cache: Path, parts: tuple[Path, ...], out: Path, as_json: bool) -> None:
+        """Write CACHE with the new rows of the caches PARTS; its whole shards are linked."""
+        show(append(cache, parts, out), as_json)
+
+    @group.command("merge", epilog="Example: unipt cache merge a.zarr b.zarr --out both.zarr")
+    @parts
+    @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new cache.")
+    @click.option("--seed", default=0, show_default=True, help="Seed of the order on disk.")
+    @as_json
+    def merge_caches(parts: tuple[Path, ...], out: Path, seed: int, as_json: bool) -> None:
+        """Merge the caches PARTS of one backbone into one."""
+        show(merge(parts, out, seed=seed), as_json)
+
+    @group.command("export-taps")
+    @cache_argument
+    @out
+    @click.option("--taps", required=True, multiple=True, help="Name of a tap to keep.")
+    @as_json
+    def narrow(cache: Path, out: Path, taps: tuple[str, ...], as_json: bool) -> None:
+        """Write some taps of CACHE into the new cache OUT."""
+        show(export_taps(cache, taps, out), as_json)
+
+    @group.command("convert")
+    @cache_argument
+    @out
+    @click.option("--dtype", type=click.Choice(get_args(StorageType)), help="Another storage type.")
+    @click.option("--taps", multiple=True, help="Name of a tap to keep; all by default.")
+    @click.option("--block-tokens", type=int, help="Tokens of a block.")
+    @click.option("--blocks-per-shard", type=int, help="Blocks of a shard file.")
+    @as_json
+    def change(cache: Path, out: Path, *, as_json: bool, **options: Any) -> None:
+        """Write CACHE into the new cache OUT in another type or layout."""
+        options["taps"] = options["taps"] or None
+        show(convert(cache, out, **options), as_json)
+
+    @group.command("gc")
+    @folder
+    @click.option("--yes", is_flag=True, help="Delete without asking.")
+    def collect(folder: Path, yes: bool) -> None:
+        """List what interrupted work has left below FOLDER, and delete it when told to."""
+        found = gc(folder)
+        click.echo(found.render())
+        if found.items and (yes or click.confirm("Delete these?", default=False)):
+            click.echo(gc(folder, delete=True).render())
+
+    return group
 
 
 @commands.stage("train", "Train a side network, or probes, from a cache.")

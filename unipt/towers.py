@@ -30,8 +30,6 @@ TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attent
 FramePooling = Literal["none", "mean", "sequence"]
 Position = Literal["first", "last"]
 TowerSide = SideNetworkConfig | ConvSideNetworkConfig
-RESIDUAL_GAIN = 0.1
-"""Start value of the factor of the side network's output beside a residual."""
 
 
 class Embedding(NamedTuple):
@@ -61,10 +59,11 @@ class SideTower(nn.Module):
         head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
             embedding; 0 for none.
         dropout: probability on the pooled vector.
-        residual: add the mean of the anchor's tokens, centred and scaled by statistics of the
-            training rows (`set_center`), to a learnt factor times the embedding, as CLIP4Clip adds
-            the anchor vector: what a sentence encoder knows of likeness need not be learnt again.
-            Needs token states whose width is the embedding's.
+        residual: if positive, the embedding is the mean of the anchor's tokens, centred and scaled
+            by statistics of the training rows (`set_center`), plus `residual` times the side
+            network's vector at length 1, much as CLIP4Clip adds the anchor vector: what a sentence
+            encoder knows of likeness is kept, and little data cannot undo it. Needs token states
+            whose width is the embedding's.
 
     Raises:
         ValueError: if an option is unknown or options contradict each other.
@@ -85,7 +84,7 @@ class SideTower(nn.Module):
         position: Position = "first",
         head_width: int = 0,
         dropout: float = 0.0,
-        residual: bool = False,
+        residual: float = 0.0,
     ) -> None:
         super().__init__()
         check_choice("pooling", pooling, TowerPooling)
@@ -129,15 +128,14 @@ class SideTower(nn.Module):
         self.residual = residual
         if residual:
             if vector or isinstance(side, ConvSideNetworkConfig) or frames == "sequence":
-                raise ValueError("residual=True needs token states of texts or pictures")
+                raise ValueError("residual needs token states of texts or pictures")
             if side.anchor_width != self.out_width:
                 raise ValueError(
-                    f"residual=True needs an embedding as wide as the anchor, {side.anchor_width}; "
+                    f"residual needs an embedding as wide as the anchor, {side.anchor_width}; "
                     f"it has {self.out_width} features"
                 )
             self.register_buffer("center", torch.zeros(self.out_width))
             self.register_buffer("spread", torch.ones(()))
-            self.gain = nn.Parameter(torch.tensor(RESIDUAL_GAIN))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -186,7 +184,8 @@ class SideTower(nn.Module):
         vector = self.head(self.dropout(features))
         if self.residual:
             mean = self._anchor_mean(anchor, mask, offsets)
-            vector = (mean.to(vector.dtype) - self.center) / self.spread + self.gain * vector
+            base = (mean.to(vector.dtype) - self.center) / self.spread
+            vector = base + self.residual * F.normalize(vector, dim=-1)
         vector = self._normalize(vector)
         if frames is not None:
             shares = frame_shares(frames, vector.shape[0]).to(vector.dtype)

@@ -102,7 +102,7 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         ConfigError: an option of a side network is unknown or does not fit.
     """
     anchors = [width(taps.anchor) for taps in setup.taps.values() if taps.vector_anchor]
-    residual = _has_residual(config, setup)
+    residual = _residual(config, setup)
     own = width(setup.taps["text"].anchor) if residual else DEFAULT_EMBED
     embed = config.embed_width or (anchors[0] if anchors else own)
     try:
@@ -116,16 +116,16 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         raise ConfigError(f"the towers cannot be built: {error}") from error
 
 
-def _has_residual(config: RetrievalTrainConfig, setup: RetrievalSetup) -> bool:
-    """Whether the text tower adds its anchor's mean: if nothing speaks against what is wanted."""
+def _residual(config: RetrievalTrainConfig, setup: RetrievalSetup) -> float:
+    """Return the text tower's residual, 0 where the anchors or the width speak against it."""
     text = setup.taps["text"]
     projected = any(taps.vector_anchor for taps in setup.taps.values())
     fits = config.embed_width in (None, width(text.anchor))
-    return config.text_residual and text.layout == "tokens" and not projected and fits
+    return config.text_residual if text.layout == "tokens" and not projected and fits else 0.0
 
 
 def _tower(
-    config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int, *, residual: bool = False
+    config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int, *, residual: float = 0.0
 ) -> SideTower:
     chosen: TowerPooling = getattr(config, f"{tower}_pooling")
     pooling: TowerPooling = "none" if taps.vector_anchor else chosen

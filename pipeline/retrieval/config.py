@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # arXiv 2011.04305 with the side networks of arXiv 2308.14316: the published code's options
     "vse_infinity": {
-        "text_residual": False,
+        "text_residual": 0.0,
         "batch_size": 112,
         "epochs": 25,
         "lr": 5e-4,
@@ -58,7 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # arXiv 2104.08860 with the side networks of arXiv 2308.14316
     "clip4clip": {
-        "text_residual": False,
+        "text_residual": 0.0,
         "batch_size": 128,
         "epochs": 5,
         "lr": 1e-4,
@@ -121,10 +121,10 @@ class RetrievalTrainConfig(LoopConfig):
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
     """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
-    text_residual: bool = True
-    """Add the mean of the text anchor's tokens, centred, to the text embedding, which is then as
-    wide as the anchor: right for sentence encoders and little data. Beside a projected anchor, and
-    with another embed_width, there is none."""
+    text_residual: float = Field(default=0.3, ge=0)
+    """If positive, a text's embedding is the mean of its anchor's tokens, centred, plus this many
+    times the side network's vector, and as wide as the anchor: right for sentence encoders and
+    little data. Beside a projected anchor, and with another embed_width, there is none."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
     text_options: Options = Field(default_factory=dict)

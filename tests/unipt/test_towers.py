@@ -398,7 +398,7 @@ def test_towers_that_do_not_meet_are_refused() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
     states, mask = texts()
-    net = tower(replace(TOKENS, out_width=6), pooling="mean", normalize=False, residual=True)
+    net = tower(replace(TOKENS, out_width=6), pooling="mean", normalize=False, residual=0.5)
     center = torch.arange(6.0)
     net.set_center(center, 2.0)
     given: dict[str, Any] = {"mask": mask}
@@ -411,13 +411,16 @@ def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
         given = {"offsets": offsets}
     valid = mask[..., None].float()
     mean = (states[-1] * valid).sum(1) / valid.sum(1)  # [B, D]
-    net.residual = False
+    net.residual = 0.0
     learnt = net(anchor, targets, **given).vector
-    net.residual = True
-    close(net(anchor, targets, **given).vector, (mean - center) / 2.0 + net.gain * learnt)
+    net.residual = 0.5
+    close(
+        net(anchor, targets, **given).vector,
+        (mean - center) / 2.0 + 0.5 * F.normalize(learnt, dim=-1),
+    )
 
 
 @pytest.mark.parametrize("side", [MAPS, CLIP, TOKENS])
 def test_a_residual_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
-    with pytest.raises(ValueError, match="residual=True needs"):
-        SideTower(side=side, pooling="none" if side is CLIP else "mean", residual=True)
+    with pytest.raises(ValueError, match="residual needs"):
+        SideTower(side=side, pooling="none" if side is CLIP else "mean", residual=0.5)
