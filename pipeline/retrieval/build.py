@@ -189,6 +189,7 @@ def make_pair_loader(config: RetrievalTrainConfig, setup: RetrievalSetup) -> Joi
         batch_size=config.batch_size,
         seed=config.seed,
         tier=config.tier,
+        device=setup.device,
         drop_last=len(setup.splits["train"].text) > config.batch_size,
     )
 

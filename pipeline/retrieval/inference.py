@@ -41,7 +41,9 @@ def embed(
     present, where = np.unique(samples, return_inverse=True)
     order = np.argsort(cache.table.block[present], kind="stable")
     source = Source(cache=cache, samples=present[order], taps=taps.names)
-    loader = JointLoader({"it": source}, batch_size=batch_size, seed=0, shuffle=False)
+    loader = JointLoader(
+        {"it": source}, batch_size=batch_size, seed=0, shuffle=False, device=device
+    )
     was_training = tower.training
     tower.eval()
     vectors, confidence = [], []
