@@ -32,6 +32,9 @@ QUERIES = ("something sweet to eat", "it is cold outside", "a vehicle on rails")
 LITE0_TAPS = ("block.*", "head")
 """Every block of EfficientNet-Lite0, and the convolution before its classifier."""
 
+VIEWS = 5
+"""Versions of each training picture: the clean one, and four random crops and flips."""
+
 
 class RetrievalDemoConfig(Config):
     """Where the demo works."""
@@ -74,6 +77,7 @@ def picture_sources(folder: Path, data: RetrievalData, device: str = "auto") -> 
             "architecture": "efficientnet_lite0",
             "taps": LITE0_TAPS,
             "pool": "mean",
+            "views": VIEWS,
             "out": folder / "pictures.zarr",
         },
     )

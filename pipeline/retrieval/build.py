@@ -31,7 +31,7 @@ from unipt.towers import TowerPooling, to_tokens
 logger = logging.getLogger(__name__)
 
 DEFAULT_EMBED = 512
-DEFAULT_SIDE = 256
+DEFAULT_SIDE = {"text": 128, "media": 512}
 STATISTICS = 1024
 """Samples that means and deviations are taken from, at most."""
 
@@ -134,7 +134,7 @@ def _tower(
     sizes = {
         "widths": tuple(width(tap) for tap in taps.targets),
         "anchor_width": width(taps.anchor),
-        "side_width": given or (embed if taps.vector_anchor else min(embed, DEFAULT_SIDE)),
+        "side_width": given or (embed if taps.vector_anchor else DEFAULT_SIDE[tower]),
         "out_width": embed // 2 if doubled else embed,
     }
     sequence = config.media_frames == "sequence" and not taps.vector_anchor

@@ -34,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # arXiv 2011.04305 with the side networks of arXiv 2308.14316: the published code's options
     "vse_infinity": {
         "text_residual": 0.0,
+        "media_noise": 0.0,
         "batch_size": 112,
         "epochs": 25,
         "lr": 5e-4,
@@ -59,6 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # arXiv 2104.08860 with the side networks of arXiv 2308.14316
     "clip4clip": {
         "text_residual": 0.0,
+        "media_noise": 0.0,
         "batch_size": 128,
         "epochs": 5,
         "lr": 1e-4,
@@ -103,10 +105,11 @@ class RetrievalTrainConfig(LoopConfig):
     """Width of the common space, in features; by default that of a projected (vector) anchor or of
     a text residual, else 512."""
     text_side_width: int | None = Field(default=None, ge=1)
-    """Width d of the text side network, in features; by default that of the common space at most
-    256 (all of it beside a projected anchor)."""
+    """Width d of the text side network, in features; by default 128 (that of the common
+    space beside a projected anchor)."""
     media_side_width: int | None = Field(default=None, ge=1)
-    """Width d of the image or video side network, in features; by default as for the texts."""
+    """Width d of the image or video side network, in features; by default 512 (that of the common
+    space beside a projected anchor)."""
     text_input_norm: InputNorm = "standard"
     """Scaling of the text states: none, per token, or by the training rows' statistics. Beside a
     projected anchor it is none."""
@@ -121,7 +124,7 @@ class RetrievalTrainConfig(LoopConfig):
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
     """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
-    text_residual: float = Field(default=0.3, ge=0)
+    text_residual: float = Field(default=0.1, ge=0)
     """If positive, a text's embedding is the mean of its anchor's tokens, centred, plus this many
     times the side network's vector, and as wide as the anchor: right for sentence encoders and
     little data. Beside a projected anchor, and with another embed_width, there is none."""
@@ -134,7 +137,7 @@ class RetrievalTrainConfig(LoopConfig):
 
     loss: Literal["infonce", "hinge"] = "infonce"
     """Symmetric InfoNCE, or the triplet hinge loss."""
-    logit_scale: float = Field(default=20.0, gt=0)
+    logit_scale: float = Field(default=10.0, gt=0)
     """InfoNCE: factor of the cosines (inverse temperature), the start value if it is learnt."""
     learn_scale: bool = False
     """InfoNCE: learn the factor, up to 100."""
@@ -152,8 +155,9 @@ class RetrievalTrainConfig(LoopConfig):
     the caches have."""
     text_noise: float = Field(default=0.0, ge=0)
     """Gaussian noise on the text states, in standard deviations of each feature."""
-    media_noise: float = Field(default=0.0, ge=0)
-    """Gaussian noise on the image or video states, in standard deviations of each feature."""
+    media_noise: float = Field(default=2.0, ge=0)
+    """Gaussian noise on the image or video states, in standard deviations of each feature: what
+    keeps a side network from learning a thousand pairs by heart; less for more data."""
     text_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each text token to be dropped in a training step."""
     media_drop: float = Field(default=0.0, ge=0, lt=1)
@@ -161,11 +165,11 @@ class RetrievalTrainConfig(LoopConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of the pooled vector, as a probability."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=60, ge=1)
     """Passes over the training captions, at most; the best one by dev is kept."""
     batch_size: int = Field(default=128, ge=1)
     """Captions (with their items) of one optimizer step."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW, per step."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
