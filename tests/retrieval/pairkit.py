@@ -173,6 +173,8 @@ def settings(
             "media_side_width": 16,
             "lr": 1e-2,
             "ema": 0.0,
+            "logit_scale": 20.0,
+            "media_noise": 0.0,
             "device": "cpu",
         }
         | ({} if text == "clip" else {"embed_width": 16})

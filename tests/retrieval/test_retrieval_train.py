@@ -19,6 +19,7 @@ from cache import Cache, TapSpec
 from pipeline.config import ConfigError
 from pipeline.retrieval.build import build_towers, make_pair_loader, prepare_retrieval
 from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.features import pooled_features
 from pipeline.retrieval.metrics import chance
 from pipeline.retrieval.taps import TowerTaps
 from pipeline.retrieval.train import _hinge, train_retrieval
@@ -29,6 +30,19 @@ from pipeline.training.samples import MissingInputs
 from unipt import TwoTowers, hinge_loss
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_text_residual_is_centred_on_the_training_captions(tmp_path: Path) -> None:
+    values = settings(tmp_path, epochs=1, text_residual=0.25)
+    config = RetrievalTrainConfig.build(values | {"embed_width": None})
+    model = Run.open(train_retrieval(config).path).towers()
+    setup = prepare_retrieval(config)
+    text = setup.taps["text"]
+    samples = np.unique(setup.splits["train"].text[:, 0]).astype(np.int64)
+    pooled = pooled_features(setup.caches["text"], text, samples, [text.anchor.name])
+    assert model.text.residual == 0.25
+    assert torch.allclose(model.text.center, pooled.mean(0), atol=1e-5)
+    assert model.text.out_width == model.media.out_width == text.anchor.shape[0]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
