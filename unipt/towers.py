@@ -216,9 +216,10 @@ class SideTower(nn.Module):
 
     def set_center(self, center: Tensor, spread: float) -> None:
         """Set what the `residual` is centred and scaled by: the mean ``[E]`` of the training rows'
-        anchor means, and their mean distance from it."""
+        anchor means, and their mean distance from it, taken as a hundredth of the mean's length at
+        least: a smaller difference is rounding, and not to be blown up."""
         self.center.copy_(center)
-        self.spread.fill_(max(spread, 1e-6))
+        self.spread.fill_(max(spread, 1e-2 * float(center.norm()), 1e-6))
 
     @staticmethod
     def _anchor_mean(anchor: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """The documentation tells the truth: its commands and its Python run, its links lead somewhere."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from tiny import save_tiny
+from transformers import ViTConfig, ViTModel
 
 import cli
 
@@ -52,7 +55,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.fixture
 def reviews(tmp_path, monkeypatch):
-    """A working folder as the README assumes it: MODEL and reviews.tsv."""
+    """A working folder as the README assumes it: models, reviews, captioned pictures."""
     save_tiny("bert", tmp_path / "MODEL")
     nouns = ["cat", "dog", "mat", "tree", "film"]
     rows = [
@@ -62,8 +65,33 @@ def reviews(tmp_path, monkeypatch):
         for word in ("good", "bad")
     ]
     (tmp_path / "reviews.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    save_pictures(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def save_pictures(folder):
+    """Write IMAGE-MODEL, captions.jsonl with its pictures, and the pictures of holidays."""
+    config = ViTConfig(
+        image_size=16,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    ViTModel(config).save_pretrained(folder / "IMAGE-MODEL")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (folder / "IMAGE-MODEL" / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "holidays").mkdir()
+    lines = []
+    for number in range(24):
+        picture = Image.new("RGB", (20, 16), (10 * number, 255 - 10 * number, 7 * number))
+        picture.save(folder / f"{number}.png")
+        picture.save(folder / "holidays" / f"{number}.jpg")
+        caption = " ".join(("cat", "dog", "mat", "tree")[number // 4**k % 4] for k in range(3))
+        lines.append(json.dumps({"image": f"{number}.png", "caption": caption}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def test_the_readme_runs_from_top_to_bottom(reviews):
@@ -74,6 +102,7 @@ def test_the_readme_runs_from_top_to_bottom(reviews):
         )
         assert result.exit_code == 0, f"{line}\n{result.output}"
     assert (reviews / "reviews-model" / "model.onnx").is_file()
+    assert (reviews / "found.png").is_file()
 
 
 def test_the_readme_python_runs(reviews, capsys):

@@ -420,6 +420,12 @@ def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
     )
 
 
+def test_a_residual_does_not_blow_rounding_up() -> None:
+    net = tower(replace(TOKENS, out_width=6), pooling="mean", residual=0.5)
+    net.set_center(torch.full((6,), 2.0), 0.0)
+    close(net.spread, torch.tensor(0.02 * 6**0.5))
+
+
 @pytest.mark.parametrize("side", [MAPS, CLIP, TOKENS])
 def test_a_residual_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
     with pytest.raises(ValueError, match="residual needs"):
