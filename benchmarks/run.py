@@ -1,8 +1,10 @@
 """The benchmarks that fit into ten minutes, one after the other: `make bench`.
 
-Each runs in a process of its own and writes `benchmarks/results/<name>.json`. Three more take
-longer and have commands of their own: `benchmarks.kill` (twenty kills), `benchmarks.equivalence`
-(three families with real weights) and `benchmarks.quality` (metrics over seeds).
+Each runs in a process of its own and writes `benchmarks/results/<name>.json`. The others take
+longer or need something of their own, and have commands of their own: `kill` (twenty kills),
+`equivalence` (three families with real weights), `quality` and `retrieval_quality` (metrics over
+seeds), `systems` and `retrieval_epoch` (the published two-tower systems at full size), `plans`
+(their data sets priced), `faults` (what each fault leads to), `zeros` (maps compressed).
 """
 
 import subprocess

@@ -1,6 +1,8 @@
 """A small made-up cache to test with: exact numbers in every storage type, written in any order."""
 
 import hashlib
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,3 +117,28 @@ LONG = {
 def contents(path: Path) -> dict[str, bytes]:
     """Every file of a folder, by relative path."""
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+class Killed(BaseException):
+    """What a cut-off raises: no handler of errors may catch it."""
+
+
+def cut_off_at(patch, count):
+    """Raise at the count-th step that changes the disk, and at all later ones."""
+    calls = 0
+
+    def wrap(function):
+        def wrapped(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls >= count:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for owner, names in ((os, ("fsync", "write", "link", "ftruncate")), (shutil, ("copyfile",))):
+        for name in names:
+            patch.setattr(owner, name, wrap(getattr(owner, name)))
+    for name in ("replace", "unlink", "rmdir"):
+        patch.setattr(Path, name, wrap(getattr(Path, name)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cachekit import Sample, contents
+from cachekit import Killed, Sample, contents, cut_off_at
 
 import cache
 from cache import CacheDamaged, CacheError, CacheIncomplete, append, convert, gc, merge, verify
@@ -85,31 +85,6 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(folder, tmp_path, nam
     assert contents(out) == contents(tmp_path / "whole")
     assert contents(folder) == sources
     assert verify(out).ok
-
-
-class Killed(BaseException):
-    pass
-
-
-def cut_off_at(patch, count):
-    """Raise at the count-th step that changes the disk, and at all later ones."""
-    calls = 0
-
-    def wrap(function):
-        def wrapped(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls >= count:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    for owner, names in ((os, ("fsync", "write", "link", "ftruncate")), (shutil, ("copyfile",))):
-        for name in names:
-            patch.setattr(owner, name, wrap(getattr(owner, name)))
-    for name in ("replace", "unlink", "rmdir"):
-        patch.setattr(Path, name, wrap(getattr(Path, name)))
 
 
 @pytest.mark.parametrize("name", ["append", "convert"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cachekit import LONG as INTERRUPTED
-from cachekit import Sample, contents, frame_taps, token_taps
+from cachekit import Killed, Sample, contents, cut_off_at, frame_taps, token_taps
 
 import cache
 from cache import Cache, CacheFull, verify
@@ -70,31 +70,6 @@ def test_kill_9_then_resume_gives_the_same_bytes(tmp_path, kind, overlap):
     assert not done & set(todo)
     assert contents(path) == whole
     assert verify(path).ok
-
-
-class Killed(BaseException):
-    pass
-
-
-def cut_off_at(monkeypatch, count):
-    """Raise at the count-th fsync, rename or write, as a kill there would, without cleaning up."""
-    calls = 0
-
-    def wrap(function):
-        def wrapped(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls >= count:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    monkeypatch.setattr(os, "fsync", wrap(os.fsync))
-    monkeypatch.setattr(os, "write", wrap(os.write))
-    monkeypatch.setattr(Path, "replace", wrap(Path.replace))
-    monkeypatch.setattr(Path, "unlink", wrap(Path.unlink))
-    monkeypatch.setattr(os, "ftruncate", wrap(os.ftruncate))
 
 
 @pytest.mark.parametrize(
