@@ -16,7 +16,7 @@ from .errors import CacheVersionError
 from .fingerprint import Fingerprint
 from .spec import SCALES, TORCH_TYPES, ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "unipt_cache"
 ORIGIN = "origin"
 ROOT = "zarr.json"

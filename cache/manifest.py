@@ -134,7 +134,8 @@ def inspect_shard(
         block, tap = divmod(number, len(names))
         chunk = f"tap {names[tap]} of block {first + block}"
         problems.append("the shard index" if number < 0 else chunk)
-    if not problems and zarr3.file_checksum(raw, chunks, size) != checksum:
+    tail = raw[len(raw) - zarr3.tail_size(chunks, entries) :]
+    if not problems and zarr3.tail_checksum(tail, chunks) != checksum:
         problems.append("the whole file: it is not the one that the ledger lists")
     return problems
 

@@ -4,7 +4,7 @@ Opening reads the index (about 90 bytes a sample) and stats every shard file; no
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from .chunks import ChunkReader, Verify
 from .errors import CacheDamaged, InvalidTap
 from .fingerprint import Fingerprint
 from .layout import check_keys
+from .ledger import Entry
 from .manifest import Manifest, check_children, read_finished, read_index, read_manifest
 from .packing import BlockTable
 from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
@@ -48,12 +49,12 @@ class Cache:
         rms: tap -> size of each channel, float32, of an int8 cache; otherwise empty.
     """
 
-    def __init__(self, found: Manifest, finished: set[int], verify: Verify) -> None:
+    def __init__(self, found: Manifest, finished: Mapping[int, Entry], verify: Verify) -> None:
         self.path = found.path
         self.geometry = found.geometry
         self.fingerprint: Fingerprint = found.fingerprint
         self.origin = found.origin
-        self.finished = finished
+        self.finished = set(finished)
         index = {name: read_index(found, name) for name in self.geometry.index_arrays()}
         self.table = BlockTable(
             block=index["block"],
@@ -90,8 +91,7 @@ class Cache:
         """
         found = read_manifest(Path(path))
         check_children(found)
-        finished = set(read_finished(found, allow_incomplete=allow_incomplete))
-        return cls(found, finished, verify)
+        return cls(found, read_finished(found, allow_incomplete=allow_incomplete), verify)
 
     @property
     def taps(self) -> tuple[TapSpec, ...]:

@@ -154,7 +154,7 @@ def _examine(found: Manifest, progress: Progress | None) -> _Findings:
         ):
             findings.problems.append(f"{file} is missing or was altered")
     try:
-        Cache(found, set(), "never")
+        Cache(found, {}, "never")
     except CacheDamaged as error:
         findings.problems.append(str(error))
         findings.index_sound = False

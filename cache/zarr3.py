@@ -1,17 +1,22 @@
 """Zarr v3 metadata and shard files, as bytes: the JSON zarr-python would write, no more.
 
 An array of activations is `[n_blocks, n_taps, rows, *shape]`, its inner chunk one tap of one block
-followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks: the chunks in C order, then
-the index (offset and size of every chunk, uint64) and the CRC-32C of the index. Small arrays are
-one uncompressed chunk with a CRC-32C. Costs 4 bytes a chunk and 16 bytes an index entry.
+followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks: the chunks in C order, the
+table of their CRC-32Cs, then the index (offset and size of every chunk, uint64) and the CRC-32C of
+the index. Small arrays are one uncompressed chunk with a CRC-32C. Costs 8 bytes a chunk and 16
+bytes an index entry.
+
+The table is ours: Zarr readers follow the index and never see it. It ties a file to its ledger line
+by one read at its end, so that a file in the place of another is found before it gives a number.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import CacheDamaged
 from .files import crc32c, with_crc
@@ -120,7 +125,12 @@ def index_checksum(chunk: bytes | Bytes) -> str:
 
 def shard_size(n_chunks: int, n_entries: int, chunk_bytes: int) -> int:
     """Return the bytes of a shard file with `n_chunks` of `n_entries` chunks present."""
-    return n_chunks * (chunk_bytes + CRC_BYTES) + n_entries * ENTRY_BYTES + CRC_BYTES
+    return n_chunks * (chunk_bytes + CRC_BYTES) + tail_size(n_chunks, n_entries)
+
+
+def tail_size(n_chunks: int, n_entries: int) -> int:
+    """Return the bytes of a shard file behind its chunks: checksum table, index, its checksum."""
+    return n_chunks * CRC_BYTES + n_entries * ENTRY_BYTES + CRC_BYTES
 
 
 def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> str:
@@ -139,18 +149,17 @@ def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> s
     for number in range(n_chunks):
         end = number * stride + chunk_bytes
         raw[end : end + CRC_BYTES] = _crc_bytes(raw[end - chunk_bytes : end])
-    raw[n_chunks * stride :] = _encode_index(n_chunks, n_entries, stride)
-    return file_checksum(raw, n_chunks, chunk_bytes)
+    tail = raw[n_chunks * stride :] = _encode_tail(raw, n_chunks, n_entries, stride)
+    return tail_checksum(tail, n_chunks)
 
 
-def file_checksum(raw: Bytes, n_chunks: int, chunk_bytes: int) -> str:
-    """Return the CRC-32C over the checksums stored in a shard file: the chunks', then the index's.
+def tail_checksum(tail: Bytes, n_chunks: int) -> str:
+    """Return the CRC-32C over the checksums in a shard file's tail: the chunks', then the index's.
 
     A CRC over all bytes would say nothing: over data that ends with its own CRC it is a constant.
     """
-    chunks = raw[: n_chunks * (chunk_bytes + CRC_BYTES)].reshape(n_chunks, -1)
-    stored = [chunks[:, chunk_bytes:].tobytes(), raw[-CRC_BYTES:].tobytes()]
-    return f"{crc32c(b''.join(stored)):08x}"
+    table = tail[: n_chunks * CRC_BYTES]
+    return f"{crc32c(table.tobytes() + tail[-CRC_BYTES:].tobytes()):08x}"
 
 
 def damaged_parts(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> list[int]:
@@ -160,33 +169,59 @@ def damaged_parts(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -
     for number, chunk in enumerate(raw[: n_chunks * stride].reshape(n_chunks, stride)):
         if crc32c(chunk[:chunk_bytes]) != crc_of(chunk[chunk_bytes:]):
             bad.append(number)
-    if not np.array_equal(raw[n_chunks * stride :], _encode_index(n_chunks, n_entries, stride)):
+    tail = _encode_tail(raw, n_chunks, n_entries, stride)
+    if not np.array_equal(raw[n_chunks * stride :], tail):
         bad.append(-1)
     return bad
 
 
-def _encode_index(n_chunks: int, n_entries: int, stride: int) -> Bytes:
+def _encode_tail(raw: Bytes, n_chunks: int, n_entries: int, stride: int) -> Bytes:
+    chunks = raw[: n_chunks * stride].reshape(n_chunks, stride)
+    table = chunks[:, stride - CRC_BYTES :].reshape(-1)
     index = np.full((n_entries, 2), MISSING, "<u8")
     index[:n_chunks, 0] = np.arange(n_chunks, dtype=np.uint64) * np.uint64(stride)
     index[:n_chunks, 1] = stride
     entries = index.reshape(-1).view(np.uint8)
-    return np.concatenate([entries, _crc_bytes(entries)])
+    return np.concatenate([table, entries, _crc_bytes(entries)])
 
 
-def parse_index(tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int, where: str) -> Ints:
-    """Return the offsets of the first `n_chunks` chunks from the last bytes of a shard file.
+class ShardIndex(NamedTuple):
+    """Where the chunks of a shard file begin, and their CRC-32Cs, both [n_chunks] in file order."""
+
+    offsets: Ints
+    crcs: NDArray[np.uint32]
+
+
+def parse_tail(
+    tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int, checksum: str, where: str
+) -> ShardIndex:
+    """Return the index of a shard file from its tail, its last `tail_size` bytes.
+
+    Args:
+        tail: of the file.
+        size: of the file.
+        n_chunks: chunks present.
+        chunk_bytes: bytes of a chunk without its checksum.
+        checksum: of the file in the ledger.
+        where: names the file.
 
     Raises:
-        CacheDamaged: checksum, chunk size or offset is wrong; `where` names the file.
+        CacheDamaged: checksum, chunk size or offset is wrong, or it is another shard's file.
     """
-    if crc_of(tail[-CRC_BYTES:]) != crc32c(tail[:-CRC_BYTES]):
+    table, entries = tail[: n_chunks * CRC_BYTES], tail[n_chunks * CRC_BYTES : -CRC_BYTES]
+    if crc_of(tail[-CRC_BYTES:]) != crc32c(entries):
         raise CacheDamaged(f"the shard index of {where} fails its checksum; {WAY_OUT}")
-    entries = tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)[:n_chunks]
+    if tail_checksum(tail, n_chunks) != checksum:
+        raise CacheDamaged(
+            f"{where} is not the file that the ledger lists, or its checksum table is damaged; "
+            f"{WAY_OUT}"
+        )
+    numbers = entries.copy().view("<u8").reshape(-1, 2)[:n_chunks]
     stride = chunk_bytes + CRC_BYTES
     last = size - len(tail) - stride
-    if (entries[:, 1] != stride).any() or (entries[:, 0] > max(last, 0)).any():
+    if (numbers[:, 1] != stride).any() or (numbers[:, 0] > max(last, 0)).any():
         raise CacheDamaged(f"the shard index of {where} points outside the file; {WAY_OUT}")
-    return entries[:, 0].astype(np.int64)
+    return ShardIndex(numbers[:, 0].astype(np.int64), table.copy().view("<u4").astype(np.uint32))
 
 
 WAY_OUT = "delete that file and extract again into the folder: only its shard is rewritten"

@@ -84,11 +84,30 @@ def test_a_damaged_shard_index_is_noticed(path):
     assert "shard index" in verify(path).problems[0]
 
 
-def test_a_shard_swapped_for_another_of_the_same_size_is_noticed(path):
-    other = shard_file(Sample(lengths=SAMPLE.lengths[::-1]).write(path.parent / "other"))
+@pytest.mark.parametrize("check", ["always", "first", "never"])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_shard_swapped_for_another_of_the_same_size_is_noticed(path, own, check):
+    if own:  # of the same cache: every checksum in it is sound
+        other = shard_file(path, 0)
+    else:
+        other = shard_file(Sample(lengths=SAMPLE.lengths[::-1]).write(path.parent / "other"))
     assert other.stat().st_size == shard_file(path).stat().st_size
     shutil.copy(other, shard_file(path))
     assert "not the one that the ledger lists" in verify(path).problems[0]
+    cache = Cache.open(path, verify=check)
+    inside = np.flatnonzero(cache.table.block // cache.geometry.blocks_per_shard == 1)
+    with pytest.raises(CacheDamaged, match="not the file that the ledger lists"):
+        cache.read(inside[:1], taps=["tokens.layer.1"])
+
+
+def test_chunks_swapped_within_a_shard_are_noticed(path):
+    file, cache = shard_file(path), Cache.open(path)
+    stride = cache.geometry.chunk_bytes(cache.geometry.stacks[0]) + 4
+    data = file.read_bytes()
+    file.write_bytes(data[stride : 2 * stride] + data[:stride] + data[2 * stride :])
+    with pytest.raises(CacheDamaged, match="fails its checksum"):
+        cache.read(np.arange(SAMPLE.n))
+    assert not verify(path).ok
 
 
 def test_damage_to_bytes_that_are_not_asked_for_does_not_matter(path):
@@ -172,9 +191,9 @@ def test_absurd_numbers_are_refused_before_allocating(path, name, value):
 
 def test_a_newer_version_is_refused(path):
     file = path / "zarr.json"
-    file.write_bytes(file.read_bytes().replace(b'"version": 1', b'"version": 2'))
+    file.write_bytes(file.read_bytes().replace(b'"version": 2', b'"version": 3'))
     for action in (Cache.open, verify, SAMPLE.writer):
-        with pytest.raises(CacheVersionError, match="version 2"):
+        with pytest.raises(CacheVersionError, match="version 3"):
             action(path)
 
 
