@@ -3,12 +3,12 @@
 One `preadv` a run of neighbouring chunks puts each tap of a block where it is wanted, without a
 copy between; the taps that are not wanted are not read. The shard index is read once a shard, with
 the checksums that tie the file to its ledger line. The CRC-32C of every chunk is verified always,
-at first touch, or never; on one core, with the file in the page cache, verifying made reading 1.6
-times as long (13.7 against 22 GB/s).
+at first touch, or never, a megabyte at a time while it is still in the core's cache; on one core,
+with the file in the page cache, verifying made reading 1.4 times as long (15 against 21 GB/s).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from .zarr3 import CRC_BYTES, WAY_OUT, ShardIndex, parse_tail, tail_size
 
 Verify = Literal["always", "first", "never"]
 _MAX_RUN = 500
-_MAX_RUN_BYTES = 2**30
+_MAX_RUN_BYTES = 2**20
 
 
 class ChunkReader:
@@ -81,34 +81,33 @@ class ChunkReader:
             index = self._shard_index(fd, shard, path)
             first = (block - self._geometry.blocks_of(shard).start) * len(self.stack.taps)
             wanted = first + np.asarray(taps, np.int64)
-            stored = np.empty((len(taps), CRC_BYTES), np.uint8)
-            self._read_runs(fd, index.offsets[wanted], into, stored, path)
+            offsets, crcs = index.offsets[wanted], index.crcs[wanted]
+            for run in self._runs(offsets):
+                stored = self._read_run(fd, int(offsets[run.start]), into[run], path)
+                self._check(block, taps[run], into[run], stored, crcs[run])
         finally:
             os.close(fd)
-        if self._verify != "never":
-            crcs = index.crcs[wanted]
-            for tap in np.asarray(taps)[stored.view("<u4")[:, 0] != crcs]:
-                raise self._damaged(path, block, tap)
-            self._check(block, taps, into, crcs, path)
 
-    def _read_runs(
-        self, fd: int, offsets: Ints, into: Sequence[Bytes], crcs: Bytes, path: Path
-    ) -> None:
+    def _runs(self, offsets: Ints) -> Iterator[slice]:
+        """Yield neighbouring chunks, few enough that checking finds them in the core's cache."""
         stride = self._chunk_bytes + CRC_BYTES
         limit = max(1, min(_MAX_RUN, _MAX_RUN_BYTES // stride))
         low = 0
-        while low < len(offsets):
-            high = low + 1
-            while (
-                high < len(offsets)
-                and high - low < limit
-                and offsets[high] == offsets[high - 1] + stride
-            ):
-                high += 1
-            views = [part for i in range(low, high) for part in (into[i].data, crcs[i].data)]
-            if os.preadv(fd, views, int(offsets[low])) != (high - low) * stride:
-                raise CacheDamaged(f"{path} ends too early; {WAY_OUT}")
-            low = high
+        for high in range(1, len(offsets) + 1):
+            split = high == len(offsets) or offsets[high] != offsets[high - 1] + stride
+            if split or high - low == limit:
+                yield slice(low, high)
+                low = high
+
+    def _read_run(
+        self, fd: int, offset: int, into: Sequence[Bytes], path: Path
+    ) -> NDArray[np.uint32]:
+        """Read neighbouring chunks; return the checksums stored behind them."""
+        stored = np.empty((len(into), CRC_BYTES), np.uint8)
+        views = [part for pair in zip(into, stored, strict=True) for part in (x.data for x in pair)]
+        if os.preadv(fd, views, offset) != len(into) * (self._chunk_bytes + CRC_BYTES):
+            raise CacheDamaged(f"{path} ends too early; {WAY_OUT}")
+        return stored.view("<u4")[:, 0]
 
     def _shard_index(self, fd: int, shard: int, path: Path) -> ShardIndex:
         known = self._index.get(shard)
@@ -138,18 +137,21 @@ class ChunkReader:
         block: int,
         taps: Sequence[int],
         into: Sequence[Bytes],
+        stored: NDArray[np.uint32],
         crcs: NDArray[np.uint32],
-        path: Path,
     ) -> None:
-        for tap, data, crc in zip(taps, into, crcs.tolist(), strict=True):
-            if self._verify == "first" and (block, tap) in self._verified:
-                continue
-            if crc32c(data) != crc:
-                raise self._damaged(path, block, tap)
+        if self._verify == "never":
+            return
+        for tap, data, own, crc in zip(taps, into, stored.tolist(), crcs.tolist(), strict=True):
+            known = self._verify == "first" and (block, tap) in self._verified
+            if own != crc or (not known and crc32c(data) != crc):
+                raise self._damaged(block, tap)
             if self._verify == "first":
                 self._verified.add((block, tap))
 
-    def _damaged(self, path: Path, block: int, tap: int) -> CacheDamaged:
+    def _damaged(self, block: int, tap: int) -> CacheDamaged:
+        shard = block // self._geometry.blocks_per_shard
+        path = self._root / self._geometry.shard_path(self.stack, shard)
         return CacheDamaged(
             f"{path}: tap {self.stack.tap_names[tap]} of block {block} fails its checksum; "
             f"{WAY_OUT}"
