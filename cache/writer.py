@@ -295,6 +295,28 @@ class CacheWriter:
         append_synced(self.path / LEDGER, entry.to_line())
         self._done[shard] = entry
 
+    @property
+    def config(self) -> str:
+        """Digest of the root metadata, which every ledger line carries."""
+        return self._config
+
+    def accept(self, entry: Entry) -> None:
+        """Enter a shard into the ledger that another process has computed and written.
+
+        Raises:
+            CacheDamaged: its files are not here, or are not those of this cache.
+        """
+        self._check_open()
+        if entry.shard in self._done:
+            return
+        if not self._intact(entry.shard, entry, check=False):
+            raise CacheDamaged(
+                f"shard {entry.shard} was written by a worker, and {self.path} here does not hold "
+                "it: let the workers see the same folder under the same name, or use a bucket"
+            )
+        append_synced(self.path / LEDGER, entry.to_line())
+        self._done[entry.shard] = entry
+
     def wait(self) -> None:
         """Wait for the overlapped write, if any; its error is raised here."""
         writing, self._writing = self._writing, None

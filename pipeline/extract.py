@@ -9,8 +9,8 @@ next is computed; while one batch is computed, the next pictures are decoded.
 """
 
 import shutil
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import (
-    ActivationOverflow,
-    CacheLayout,
-    CacheWriter,
-    Calibration,
-    ShardBuffer,
-    calibration_samples,
-)
+from cache import CacheLayout, CacheWriter, Calibration, calibration_samples
 from cache.geometry import ROOT
 from cache.spec import TORCH_TYPES, StorageType
 from pipeline.backbones import Backbone, check_frozen
@@ -36,18 +29,28 @@ from pipeline.extraction.config import (
     ExtractOptions,
     RetrievalExtractConfig,
 )
-from pipeline.extraction.feed import Pass, feed
-from pipeline.extraction.media import UNREADABLE
-from pipeline.extraction.report import ExtractReport, Progress, ProgressCallback
+from pipeline.extraction.job import (
+    RESUME,
+    Crew,
+    InputFailed,
+    OtherBackbone,
+    ShardJob,
+    passes,
+    put,
+    torch_threads,
+)
+from pipeline.extraction.report import ExtractReport, Meter, Progress, ProgressCallback
 from pipeline.inputs import Input
 from pipeline.table import InputTable, build_table, describe_truncation
 
 __all__ = [
+    "Crew",
     "ExtractConfig",
     "ExtractReport",
     "ExtractionInterrupted",
     "InputFailed",
     "NotEnoughDisk",
+    "OtherBackbone",
     "Progress",
     "RetrievalExtractConfig",
     "check_disk",
@@ -58,12 +61,6 @@ __all__ = [
     "unit_of",
     "written_bytes",
 ]
-
-RESUME = "finished shards are kept. Run the same command again to go on"
-
-
-class InputFailed(PipelineError, RuntimeError):  # noqa: N818 - says it all
-    """A media file failed during the run; the message names it and says how to go on."""
 
 
 class NotEnoughDisk(PipelineError, OSError):  # noqa: N818 - says it all
@@ -79,7 +76,7 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
 
     Args:
         config: an `ExtractConfig` for sentences, a `RetrievalExtractConfig` for one tower.
-        progress: called after every forward pass.
+        progress: called after every forward pass, or every shard of several workers.
 
     Raises:
         BackboneError: the backbone cannot be loaded or tapped.
@@ -88,6 +85,7 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
         NotEnoughDisk: the cache would not fit, and `config.force` is off.
         FingerprintMismatch: `config.out` holds another cache.
         ActivationOverflow: a state does not fit `config.store_dtype`.
+        WorkersFailed, OtherBackbone: workers cannot be reached, died, or compute something else.
         ExtractionInterrupted: Ctrl-C; finished shards are kept.
     """
     try:
@@ -106,6 +104,8 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
             batch_tokens=config.batch_bound(backbone.modality),
             block_tokens=config.block_tokens,
             force=config.force,
+            crew=config.crew(),
+            threads=config.threads,
             progress=progress,
         )
     except ExtractionInterrupted:
@@ -127,6 +127,8 @@ def extract_inputs(
     batch_tokens: int | None = None,
     block_tokens: int = 640,
     force: bool = False,
+    crew: Crew | None = None,
+    threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> ExtractReport:
     """Extract `inputs`, given as (row id, input), into the cache at `path`; see `extract`.
@@ -143,7 +145,9 @@ def extract_inputs(
         batch_tokens: bound of a forward pass: tokens with padding, frames, or images.
         block_tokens: tokens of a cache block.
         force: start even if the free disk space looks too small.
-        progress: called after every forward pass.
+        crew: other processes that compute; None for this one.
+        threads: of torch in each process; None for all cores, shared by the crew.
+        progress: called after every forward pass, or every shard of a crew.
     """
     check_frozen(backbone.model, backbone.tap_modules)
     table = build_table(backbone, inputs, views=views, augmented=augmented, on_bad_media=bad_media)
@@ -169,12 +173,30 @@ def extract_inputs(
         overlap=True,
     ) as writer:
         pending = list(writer.pending)
-        started = time.perf_counter()
-        tokens = _fill(
-            writer, pending, backbone, table, batch_tokens=batch_tokens, progress=progress
-        )
+        lengths = table.encoded.lengths
+        total = sum(int(lengths[writer.samples_of(shard)].sum()) for shard in pending)
+        meter = Meter(total, len(pending), unit_of(backbone), progress)
+        try:
+            if crew is None or not pending:
+                with torch_threads(threads):
+                    _fill(writer, pending, backbone, table, batch_tokens=batch_tokens, meter=meter)
+            else:
+                job = ShardJob(
+                    load=crew.load,
+                    table=table,
+                    layout=writer.layout,
+                    root=writer.path,
+                    config=writer.config,
+                    batch_tokens=batch_tokens,
+                    threads=threads or crew.threads_each,
+                )
+                _fill_by_crew(crew, writer, pending, job, meter)
+        except KeyboardInterrupt as stop:
+            raise ExtractionInterrupted(
+                f"stopped after {meter.done:,} of {total:,} {meter.unit}; {RESUME}"
+            ) from stop
         writer.finish()
-        seconds = time.perf_counter() - started
+        seconds = meter.seconds
     return ExtractReport(
         path=path,
         rows=len(table.row_ids),
@@ -187,7 +209,7 @@ def extract_inputs(
         shards_written=len(pending),
         bytes=layout.total_bytes,
         seconds=seconds,
-        tokens_per_second=tokens / seconds if pending else 0.0,
+        tokens_per_second=meter.done / seconds if pending else 0.0,
         fingerprint=layout.fingerprint.digest,
         unit=unit_of(backbone),
         views=table.views,
@@ -240,12 +262,9 @@ def _calibrate(
     """Return the size of every channel of every tap, from some of the first shard's samples."""
     found, samples = Calibration(), calibration_samples(layout)
     batches = backbone.batches(samples, table.encoded.lengths, batch_tokens)
-    passes = _resumable(feed(backbone, table, ((0, batch) for batch in batches)))
-    try:
-        for each in passes:
+    with closing(passes(backbone, table, ((0, batch) for batch in batches))) as made:
+        for each in made:
             found.add(each.states(backbone))
-    finally:
-        passes.close()
     return found.rms()
 
 
@@ -256,53 +275,39 @@ def _fill(
     table: InputTable,
     *,
     batch_tokens: int | None,
-    progress: ProgressCallback | None,
-) -> int:
-    """Compute and write the `pending` shards; return the number of valid tokens."""
+    meter: Meter,
+) -> None:
+    """Compute and write the `pending` shards in this process."""
     lengths, dtype = table.encoded.lengths, TORCH_TYPES[writer.layout.geometry.dtype]
-    total = sum(int(lengths[writer.samples_of(shard)].sum()) for shard in pending)
     batches = (
         (shard, batch)
         for shard in pending
         for batch in backbone.batches(writer.samples_of(shard), lengths, batch_tokens)
     )
-    started, done, unit = time.perf_counter(), 0, unit_of(backbone)
-    passes = _resumable(feed(backbone, table, batches))
-    try:
-        for number, (shard, group) in enumerate(groupby(passes, lambda each: each.shard)):
+    with closing(passes(backbone, table, batches)) as made:
+        for shard, group in groupby(made, lambda each: each.shard):
             with writer.shard(shard) as buffer:
                 for each in group:
-                    _put(buffer, each, backbone, dtype)
-                    done += int(lengths[each.samples].sum())
-                    if progress is not None:
-                        rate = done / (time.perf_counter() - started)
-                        eta = (total - done) / rate
-                        progress(Progress(done, total, number, len(pending), rate, eta, unit))
-    except KeyboardInterrupt as stop:
-        raise ExtractionInterrupted(
-            f"stopped after {done:,} of {total:,} {unit}; {RESUME}"
-        ) from stop
-    finally:
-        passes.close()
-    return done
+                    put(buffer, each, backbone, dtype)
+                    meter.add(int(lengths[each.samples].sum()))
+            meter.shards += 1
 
 
-def _resumable(passes: Iterator[Pass]) -> Generator[Pass]:
-    """Yield `passes`; an error while one is made ready says that the run can go on."""
+def _fill_by_crew(
+    crew: Crew, writer: CacheWriter, pending: list[int], job: ShardJob, meter: Meter
+) -> None:
+    """Let other processes compute and write the `pending` shards."""
     try:
-        yield from passes
-    except UNREADABLE as error:
-        raise InputFailed(
-            f"{error}. This came up during the run: finished shards are kept. Put the file back as "
-            "it was and run the same command again to go on; without it (--bad-media skip) the "
-            "cache is another one and needs another folder"
+        from pipeline.extraction.workers import fill_by_workers, workers_of  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"several workers need Dask's scheduler ({error}): pip install 'unipt[dask]', or leave "
+            "out --workers and --scheduler"
         ) from error
 
+    def finished(shard: int) -> None:
+        meter.shards += 1
+        meter.add(int(job.table.encoded.lengths[writer.samples_of(shard)].sum()))
 
-def _put(buffer: ShardBuffer, each: Pass, backbone: Backbone, dtype: torch.dtype) -> None:
-    """Compute one batch in the storage type, and put it into the shard's buffer."""
-    try:
-        buffer.put(each.samples, each.states(backbone, dtype))
-    except ActivationOverflow:
-        buffer.put(each.samples, each.states(backbone))  # raises with the value that overflowed
-        raise
+    with workers_of(crew) as client:
+        fill_by_workers(client, job, writer, pending, finished)

@@ -3,11 +3,11 @@
 import re
 from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cache.spec import StorageType
 from pipeline.backbones import Backbone, load_backbone
@@ -15,6 +15,7 @@ from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
 from pipeline.data import DataConfig, Dataset, load_dataset
+from pipeline.extraction.job import Crew
 from pipeline.inputs import ImageInput, Input, InputError
 from pipeline.media.video import CONTAINERS
 from pipeline.retrieval.data import RetrievalData, RetrievalDataset, load_retrieval
@@ -91,10 +92,29 @@ class ExtractOptions(Config):
     """Use random weights instead of the checkpoint's: for measurements only."""
     force: bool = False
     """Start even if the free disk space looks too small."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes on this machine that compute shards, one a GPU where there are several; by default
+    this process computes them."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler whose workers compute, such as tcp://10.0.0.1:8786."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each process that computes; by default the workers share the cores."""
+
+    @model_validator(mode="after")
+    def _one_crew(self) -> Self:
+        if self.workers is not None and self.scheduler is not None:
+            raise ValueError("workers starts processes here, scheduler uses running ones: give one")
+        return self
 
     def batch_bound(self, modality: Modality) -> int | None:
         """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
         return self.batch_tokens if modality == "text" else None
+
+    def crew(self) -> Crew | None:
+        """Return who computes; None for this process."""
+        if self.workers is None and self.scheduler is None:
+            return None
+        return Crew(load=self.load_backbone, workers=self.workers or 1, scheduler=self.scheduler)
 
     @abstractmethod
     def load_data(self) -> Any:

@@ -38,9 +38,18 @@ class Pass(NamedTuple):
 
 
 def feed(
-    backbone: Backbone, table: InputTable, batches: Iterator[tuple[int, NDArray[np.int64]]]
+    backbone: Backbone,
+    table: InputTable,
+    batches: Iterator[tuple[int, NDArray[np.int64]]],
+    workers: int | None = None,
 ) -> Generator[Pass]:
     """Yield the passes of `batches`, given as (shard, samples), in order; media ready to compute.
+
+    Args:
+        backbone: what will compute them.
+        table: of the inputs.
+        batches: their shards and samples.
+        workers: threads that decode media; by default one a core, at most 8.
 
     Raises:
         PipelineError: a media file failed or changed since the table was built.
@@ -56,7 +65,8 @@ def feed(
         table.check_unchanged(samples)
         return Pass(shard, samples, encoded, prepared)
 
-    pool, ahead = ThreadPoolExecutor(threads(), "decode"), threads() + 1
+    workers = workers or threads()
+    pool, ahead = ThreadPoolExecutor(workers, "decode"), workers + 1
     waiting: deque[Future[Pass]] = deque()
     try:
         for shard, samples in batches:

@@ -1,5 +1,6 @@
 """What an extraction says: where it stands, and what it did."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,41 @@ class Progress(NamedTuple):
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+class Meter:
+    """Counts what a run has done and tells a callback.
+
+    Args:
+        total: tokens of the run.
+        n_shards: shards of the run.
+        unit: what is counted.
+        callback: told after each step.
+    """
+
+    def __init__(
+        self, total: int, n_shards: int, unit: str, callback: ProgressCallback | None
+    ) -> None:
+        self.total, self.n_shards, self.unit = total, n_shards, unit
+        self.done, self.shards = 0, 0
+        self._callback = callback
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._started
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that are done."""
+        self.done += tokens
+        if self._callback is not None:
+            rate = self.done / self.seconds
+            eta = (self.total - self.done) / rate if rate else 0.0
+            shard = min(self.shards, self.n_shards - 1)
+            self._callback(
+                Progress(self.done, self.total, shard, self.n_shards, rate, eta, self.unit)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
