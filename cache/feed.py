@@ -5,17 +5,20 @@ blocks and one tensor of a batch. Cost of a batch from memory: one copy of its r
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .memory import Demand
-from .order import draw_views
+from .memory import ALIVE, Demand
+from .order import Limits, draw_views
 from .reader import Cache, TapGroup
 from .spec import Ints
 from .store import BlockStore
+from .workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +82,7 @@ class Feed:
         self.groups: list[TapGroup] = self.cache.group_taps(taps)
         self.taps = tuple(taps)
         self._stores: list[BlockStore] = []
+        self._most: list[int] = []  # rows of the largest batch, for each stack
 
     @property
     def segments(self) -> int:
@@ -95,49 +99,82 @@ class Feed:
         """Samples of every example in an epoch, int64 [n, S]; `number` is that of the source."""
         return draw_views(self.samples, seed, epoch, number) if self.views else self.samples
 
-    def demands(self, batch_size: int) -> list[Demand]:
+    def rows(self, drawn: Ints) -> Ints:
+        """Tokens and frames of each example given its samples [n, S], int64 [n]; all axes."""
+        lengths = self.cache.lengths
+        axes = {group.stack.axis for group in self.groups if group.stack.ragged}
+        return sum((lengths[axis][drawn].sum(1) for axis in axes), np.zeros(len(drawn), np.int64))
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some tap has a length of its own in each sample."""
+        return any(group.stack.ragged for group in self.groups)
+
+    def demands(self, limits: Limits) -> list[Demand]:
         """Return what the stacks ask for."""
         geometry, demands = self.cache.geometry, []
-        used = np.unique(self.samples)
-        for group in self.groups:
+        self._most = [self._most_rows(group, limits) for group in self.groups]
+        for group, needed, rows in zip(self.groups, self._needed, self._most, strict=True):
             stack = group.stack
             row = geometry.row_bytes(stack) * len(group.taps)
-            needed = len(np.unique(self.cache.places(stack, used)[0]))
             demands.append(
                 Demand(
                     name=self.name,
                     block=geometry.held_bytes(stack) * len(group.taps),
-                    needed=needed,
-                    window=needed,
-                    batch=self._most_rows(group, batch_size) * row,
+                    needed=len(needed),
+                    window=len(needed),
+                    batch=rows * row,
                 )
             )
         return demands
 
-    def _most_rows(self, group: TapGroup, batch_size: int) -> int:
+    @cached_property
+    def _needed(self) -> list[Ints]:
+        """Blocks of each stack that the samples lie in."""
+        used = np.unique(self.samples)
+        return [np.unique(self.cache.places(group.stack, used)[0]) for group in self.groups]
+
+    def _most_rows(self, group: TapGroup, limits: Limits) -> int:
         """Rows of the largest batch there can be."""
         counts = self.cache.row_counts(group.stack, self.samples.reshape(-1))
         if self.views:
             counts = counts.reshape(self.samples.shape).max(1)
-        return int(np.sort(counts)[-batch_size * self.segments :].sum())
+        most = int(np.sort(counts)[-limits.examples * self.segments :].sum())
+        if limits.rows is None or not group.stack.ragged or not len(counts):
+            return most
+        longest = counts if self.views else counts.reshape(-1, self.segments).sum(1)
+        return min(most, max(limits.rows, int(longest.max())))
 
-    def open(self, capacities: Sequence[int], *, shared: bool) -> None:
+    def open(
+        self, capacities: Sequence[int], *, shared: bool, home: torch.device | None = None
+    ) -> None:
         """Take memory for so many blocks of each stack; `shared`: for all, used by all loaders."""
         self._stores = [
-            self.cache.shared_store(group.taps)
+            self.cache.shared_store(group.taps, home)
             if shared
-            else self.cache.store(group.taps, capacity)
+            else self.cache.store(group.taps, capacity, home)
             for group, capacity in zip(self.groups, capacities, strict=True)
         ]
 
-    def gather(self, samples: Ints, device: torch.device | None = None) -> Part:
-        """Read samples [b, S] into a part on `device`; all first segments come first."""
+    def resident(self) -> bool:
+        """Whether all blocks that an epoch can touch are in memory."""
+        return all(map(BlockStore.holds, self._stores, self._needed))
+
+    def workbenches(self, device: torch.device | None, readers: Executor | None) -> list[Workbench]:
+        """Return what the batches of an epoch are made with, one for each stack."""
+        return [
+            Workbench(most_rows=rows, keep=ALIVE, device=device, readers=readers)
+            for rows in self._most
+        ]
+
+    def gather(self, samples: Ints, benches: Sequence[Workbench]) -> Part:
+        """Read samples [b, S] into a part; all first segments come first."""
         flat = samples.T.reshape(-1)  # [S * b]
         states: dict[str, Tensor] = {}
         stacks: list[Tensor] = []
         offsets: dict[str, Tensor] = {}
-        for group, store in zip(self.groups, self._stores, strict=True):
-            values = store.gather(*self.cache.places(group.stack, flat), device)
+        for group, store, bench in zip(self.groups, self._stores, benches, strict=True):
+            values = store.gather(*self.cache.places(group.stack, flat), bench)
             stacks.append(values)
             states |= dict(zip(group.taps, values, strict=True))
             if group.stack.ragged and group.stack.axis not in offsets:

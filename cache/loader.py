@@ -5,9 +5,10 @@ permuted before packing, so this is as good as a full shuffle (a cache of at mos
 gets exactly that), while the disk is read block by block, once an epoch. The order does not depend
 on the tier, the memory, or the speed of any thread.
 
-Tiers: "host" keeps every block it needs in memory after its first touch, shared by the loaders of
-one `Cache` object and the same taps; "disk" keeps a window of blocks and prepares the next batches
-in a thread. Cost of a batch from memory: one copy of its rows.
+Tiers: "device" and "host" keep every block they need in memory after its first touch, shared by
+the loaders of one `Cache` object and the same taps: the first epoch streams from the disk while it
+fills them. "disk" keeps a window of blocks. A thread prepares the next batches where they are not
+at hand, and several read blocks. Cost of a batch from memory: one copy of its rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,11 +52,15 @@ class Loader:
         batch_size: examples a batch.
         seed: of the shuffling.
         shuffle: False keeps the given order.
-        tier: "host", "disk", or "auto": host if the blocks fit in `memory_limit`.
+        tier: "device", "host", "disk", or "auto": the first that the blocks fit in.
         memory_limit: bytes of host memory to use at most; None for half of what is available.
+        device_limit: bytes of the device's memory to use at most; None for half of what is free.
         drop_last: leave out a last batch that is not full.
         window: blocks mixed together.
         device: where the values of a batch go, int8 numbers as bytes; None for host memory.
+        max_tokens: tokens or frames of a batch at most; see `JointLoader`, also for the following.
+        rank, world: which of `world` equal loaders this is.
+        threads: that read blocks; None for one a core, at most 4.
 
     Raises:
         InvalidTap: unknown taps, or taps of different shapes.
@@ -77,6 +82,11 @@ class Loader:
         drop_last: bool = False,
         window: int = 16,
         device: torch.device | None = None,
+        device_limit: int | None = None,
+        max_tokens: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        threads: int | None = None,
     ) -> None:
         self.taps = tuple(tap.name for tap in cache.taps) if taps is None else tuple(taps)
         self.stack, _ = cache.stack_of(self.taps)
@@ -91,13 +101,22 @@ class Loader:
             window=window,
             spread=False,
             device=device,
+            device_limit=device_limit,
+            max_tokens=max_tokens,
+            rank=rank,
+            world=world,
+            threads=threads,
         )
         self.tier, self.tier_reason = self.joint.tier, self.joint.tier_reason
-        self.memory_bytes = self.joint.memory_bytes
+        self.memory_bytes, self.device_bytes = self.joint.memory_bytes, self.joint.device_bytes
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         return len(self.joint)
+
+    def count(self, epoch: int) -> int:
+        """Return the batches of an epoch."""
+        return self.joint.count(epoch)
 
     def order(self, epoch: int) -> Ints:
         """Return the positions in `samples` in the order of an epoch, int64 [n]."""

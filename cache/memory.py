@@ -1,20 +1,25 @@
 """How much memory batches take, and what each tier keeps: decided before the first byte is read.
 
-Tiers: "host" keeps every block it needs after its first touch; "disk" keeps a window of blocks of
-the source that is read in order, of the others what fits, and prepares the next batches in a
-thread. The stated memory counts the blocks held and every batch alive at once; places and, where
-a batch has more blocks than are held, 1 MiB of copying come on top.
+Tiers: "device" and "host" keep every block they need after its first touch, in the memory of the
+accelerator or of the host; "disk" keeps a window of blocks of the source that is read in order, and
+of the others what fits. The stated memory counts the blocks held and every batch alive at once;
+places and, where a batch has more blocks than are held, 1 MiB of copying come on top.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-Tier = Literal["auto", "host", "disk"]
+import torch
+
+Tier = Literal["auto", "device", "host", "disk"]
+Placement = Literal["device", "host", "disk"]
+STAGED = 4
+"""Blocks on their way to a device at once."""
 PREFETCH = 2
-"""Batches prepared ahead in the disk tier; one more is in work and one in the caller's hands."""
+"""Batches prepared ahead; one more is in work and one in the caller's hands."""
 ALIVE = PREFETCH + 2
 
 
@@ -39,22 +44,33 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What is held: the tier and why, blocks for each demand, and bytes used at most."""
+    """What is held: the tier and why, blocks for each demand, and bytes used at most.
 
-    tier: Literal["host", "disk"]
+    Attributes:
+        nbytes: of host memory.
+        device_bytes: of the device's memory; 0 if batches stay on the host.
+        limit: of `nbytes`, or of `device_bytes` in the device tier.
+    """
+
+    tier: Placement
     reason: str
     capacities: tuple[int, ...]
     nbytes: int
     limit: int
+    device_bytes: int = 0
 
 
-def plan_memory(demands: Sequence[Demand], tier: Tier, limit: int | None) -> MemoryPlan:
+def plan_memory(
+    demands: Sequence[Demand], tier: Tier, limit: int | None, device_limit: int | None = None
+) -> MemoryPlan:
     """Choose the tier and share the memory out.
 
     Args:
         demands: of all stacks of all sources, those read in block order first.
-        tier: "host", "disk", or "auto": host if everything fits.
-        limit: bytes to use at most; None for half of what is available.
+        tier: "device", "host", "disk", or "auto": the first of them that everything fits in.
+        limit: bytes of host memory to use at most; None for half of what is available.
+        device_limit: bytes of the device's memory to use at most; None if batches stay on the
+            host, where the device tier is the host tier.
 
     Raises:
         ValueError: no such tier.
@@ -63,36 +79,66 @@ def plan_memory(demands: Sequence[Demand], tier: Tier, limit: int | None) -> Mem
     if tier not in get_args(Tier):
         raise ValueError(f"tier {tier!r} is not one of {', '.join(get_args(Tier))}")
     limit = available_memory() // 2 if limit is None else limit
-    batches = sum(demand.batch for demand in demands)
-    host = sum(demand.needed * demand.block for demand in demands) + 2 * batches
-    least = sum(demand.block for demand in demands) + ALIVE * batches
-    blocks = sum(demand.needed for demand in demands)
-    fits = host <= limit
-    why = (
-        f"{size(host)} for {blocks} blocks {'fits in' if fits else 'exceeds'} the limit of "
-        f"{size(limit)}"
-    )
-    chosen: Literal["host", "disk"] = ("host" if fits else "disk") if tier == "auto" else tier
-    minimum = host if chosen == "host" else least
-    if minimum > limit:
+    batches = ALIVE * sum(demand.batch for demand in demands)
+    block = sum(demand.block for demand in demands)
+    whole = sum(demand.needed * demand.block for demand in demands) + batches
+    needs = {"device": whole, "host": whole, "disk": block + batches}
+    limits = {"device": device_limit or 0, "host": limit, "disk": limit}
+    chosen = _choose(tier, needs, limits, device_limit is not None and STAGED * block <= limit)
+    if needs[chosen] > limits[chosen]:
         raise MemoryError(
-            f"the {chosen} tier needs {size(minimum)}, the limit is {size(limit)}: raise "
-            "the limit, choose fewer taps or a smaller batch"
+            f"the {chosen} tier needs {size(needs[chosen])}, the limit is {size(limits[chosen])}: "
+            "raise the limit, choose fewer taps or a smaller batch"
             + ("" if chosen == "disk" else ", or take the disk tier")
         )
-    reason = f"{chosen}: {why}" if tier == "auto" else f"{chosen}: asked for ({why})"
-    if chosen == "host":
-        held = tuple(max(1, demand.needed) for demand in demands)
-        return MemoryPlan(tier="host", reason=reason, capacities=held, nbytes=host, limit=limit)
-    held = _share(demands, limit - ALIVE * batches)
-    used = sum(count * demand.block for count, demand in zip(held, demands, strict=True))
+    reason = _reason(demands, tier, chosen, limits, device_limit)
+    held = tuple(max(1, demand.needed) for demand in demands)
+    if chosen == "disk":
+        held = _share(demands, limit - batches)
+        reason += _describe(demands, held)
+    used = sum(count * demand.block for count, demand in zip(held, demands, strict=True)) + batches
+    on_device = used if chosen == "device" else batches if device_limit is not None else 0
     return MemoryPlan(
-        tier="disk",
-        reason=reason + _describe(demands, held),
+        tier=chosen,
+        reason=reason,
         capacities=held,
-        nbytes=used + ALIVE * batches,
-        limit=limit,
+        nbytes=STAGED * block if chosen == "device" else used,
+        limit=limits[chosen],
+        device_bytes=on_device,
     )
+
+
+def _choose(
+    tier: Tier, needs: Mapping[str, int], limits: Mapping[str, int], has_device: bool
+) -> Placement:
+    if tier == "auto":
+        if has_device and needs["device"] <= limits["device"]:
+            return "device"
+        return "host" if needs["host"] <= limits["host"] else "disk"
+    return "host" if tier == "device" and not has_device else tier
+
+
+def _reason(
+    demands: Sequence[Demand],
+    tier: Tier,
+    chosen: Placement,
+    limits: Mapping[str, int],
+    device_limit: int | None,
+) -> str:
+    """Say what was chosen, and what was compared with what."""
+    whole = sum(demand.needed * demand.block + ALIVE * demand.batch for demand in demands)
+    compared = ["host"] if device_limit is None else ["device", "host"]
+    why = f"{size(whole)} for {sum(demand.needed for demand in demands)} blocks "
+    why += " and ".join(
+        f"{'fits in' if whole <= limits[name] else 'exceeds'} the limit of {size(limits[name])}"
+        + (" on the device" if name == "device" else "")
+        for name in compared[: 1 if chosen == "device" else None]
+    )
+    if tier == "auto":
+        return f"{chosen}: {why}"
+    if tier != chosen:
+        return f"{chosen}: the device is the CPU ({why})"
+    return f"{chosen}: asked for ({why})"
 
 
 def _share(demands: Sequence[Demand], room: int) -> tuple[int, ...]:
@@ -127,6 +173,17 @@ def available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_device_memory(device: torch.device | None) -> int | None:
+    """Return the bytes that are free on an accelerator, 0 if it does not tell; None for the CPU."""
+    if device is None or device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return 0
 
 
 def size(count: int) -> str:

@@ -4,11 +4,61 @@ Blocks come in random order, and the examples of a window of blocks are mixed. S
 before packing, so this is as good as a full shuffle. Cost: a few sorts of the examples an epoch.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .spec import Ints
 
 _PARTS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How large a batch may be: examples, and their tokens and frames if those are bounded too."""
+
+    examples: int
+    rows: int | None = None
+
+
+def rank_parts(order: Ints, rows: Ints | None, world: int) -> list[Ints]:
+    """Cut an order into one run for each rank.
+
+    Without `rows` [n] of each example all are of one length, and the last n % world are left out;
+    with them the runs have about equally many rows, and nothing is left out.
+    """
+    if rows is None:
+        size = len(order) // world
+        return [order[rank * size :][:size] for rank in range(world)]
+    ends = np.cumsum(rows[order])
+    goals = np.arange(1, world) * (int(ends[-1]) if len(ends) else 0) // world
+    return np.split(order, np.searchsorted(ends, goals, side="right"))
+
+
+def cut_batches(
+    order: Ints, rows: Ints | None, limits: Limits, *, drop_last: bool = False
+) -> list[Ints]:
+    """Cut an order into batches: each takes the next examples while it stays within the limits.
+
+    An example of more rows than the limit is a batch of its own. `drop_last` leaves out the last
+    batch if it is not full; with a limit of rows, if it has room for the smallest example.
+    """
+    n, size, low = len(order), limits.examples, 0
+    if limits.rows is None or rows is None:
+        last = n - n % size if drop_last else n
+        return [order[i : i + size] for i in range(0, last, size)]
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows[order])])
+    batches = []
+    while low < n:
+        high = int(np.searchsorted(ends, ends[low] + limits.rows, side="right")) - 1
+        high = min(max(high, low + 1), low + size)
+        batches.append(order[low:high])
+        low = high
+    if drop_last and batches and len(batches[-1]) < size:
+        left = limits.rows - int(rows[batches[-1]].sum())
+        if left >= int(rows[order].min()):
+            batches.pop()
+    return batches
 
 
 def window_order(

@@ -223,21 +223,24 @@ class Cache:
             )
         return samples.astype(np.int64)
 
-    def store(self, taps: Sequence[str], capacity: int) -> BlockStore:
-        """Return room in memory for `capacity` blocks of some taps of one stack."""
+    def store(
+        self, taps: Sequence[str], capacity: int, home: torch.device | None = None
+    ) -> BlockStore:
+        """Return room for `capacity` blocks of some taps of one stack, see `BlockStore`."""
         stack, numbers = self.stack_of(taps)
-        scales = self.geometry.scales_of(stack)
-        if scales is None:
-            return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity)
-        factors = Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
-        return BlockStore(self._readers[stack.name], self.geometry, numbers, capacity, factors)
+        scales, factors = self.geometry.scales_of(stack), None
+        if scales is not None:
+            factors = Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
+        reader = self._readers[stack.name]
+        return BlockStore(reader, self.geometry, numbers, capacity, factors=factors, home=home)
 
-    def shared_store(self, taps: Sequence[str]) -> BlockStore:
+    def shared_store(self, taps: Sequence[str], home: torch.device | None = None) -> BlockStore:
         """Return room for all blocks, shared by all who ask for the same taps in the same order."""
         with self._lock:
-            store = self._shared.get(tuple(taps))
+            key = (str(home), *taps)
+            store = self._shared.get(key)
             if store is None:
-                store = self._shared[tuple(taps)] = self.store(taps, self.geometry.n_blocks)
+                store = self._shared[key] = self.store(taps, self.geometry.n_blocks, home)
             return store
 
     def read_block(self, stack: Stack, block: int, taps: Sequence[int], into: list[Bytes]) -> None:

@@ -1,14 +1,16 @@
-"""Blocks in memory: the host tier when all fit, a least-recently-used window when they do not.
+"""Blocks in memory: all of them if they fit, a least-recently-used window if they do not.
 
-A slab `[n_taps, capacity * rows, width]` in torch's memory; a minibatch is one `index_select` a
-tap from it. Gathering the same samples gives the same numbers whatever the capacity. Memory:
-`capacity` blocks of the chosen taps, committed page by page as they are touched.
+A slab `[n_taps, capacity * rows, width]` in torch's memory, on the host or a device; a minibatch is
+one `index_select` a tap from it. Gathering the same samples gives the same numbers whatever the
+capacity. Memory: `capacity` blocks of the chosen taps, on the host committed page by page as they
+are touched; for a device also `STAGED` blocks on the host, which its blocks pass through.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +18,14 @@ from torch import Tensor
 
 from .chunks import ChunkReader
 from .geometry import Geometry
+from .memory import STAGED
 from .quantize import dequantize
 from .spec import TORCH_TYPES, Bytes, Ints
+from .workbench import Workbench
 
 _COPY_BYTES = 2**20
+JOBS = 4
+"""Parts that the reading of few blocks is shared out in, so that several threads have work."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +37,55 @@ class Factors:
 
 
 class _Slab:
-    """Room for `capacity` blocks of some taps of one array, [n_taps, capacity * rows, width]."""
+    """Room for `capacity` blocks of some taps of one array, [n_taps, capacity * rows, width].
+
+    On a device, chunks come by way of a few blocks of host memory, pinned for CUDA.
+    """
 
     def __init__(
-        self, reader: ChunkReader, geometry: Geometry, taps: Sequence[int], capacity: int
+        self,
+        reader: ChunkReader,
+        geometry: Geometry,
+        taps: Sequence[int],
+        capacity: int,
+        home: torch.device | None,
     ) -> None:
         stack = reader.stack
         self.reader, self.shape = reader, stack.shape
+        self._rows, self._home = geometry.rows(stack), home
         dtype = TORCH_TYPES[geometry.dtype] if geometry.dtype != "int8" else torch.int8
-        shape = (len(taps), capacity * geometry.rows(stack), stack.width)
-        self.values = torch.empty(shape, dtype=torch.float16 if stack.scales else dtype)
-        chunks = (len(taps), capacity, geometry.chunk_bytes(stack))
-        self.chunks: Bytes = self.values.view(torch.uint8).view(chunks).numpy()
+        dtype = torch.float16 if stack.scales else dtype
+        shape = (len(taps), capacity * self._rows, stack.width)
+        self.values = torch.empty(shape, dtype=dtype, device=home)
+        self._entry = self.values
+        if home is not None:
+            staged = min(capacity, STAGED)
+            pinned = home.type == "cuda"
+            shape = (len(taps), staged * self._rows, stack.width)
+            self._entry = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        chunks = (len(taps), -1, geometry.chunk_bytes(stack))
+        self._chunks: Bytes = self._entry.view(torch.uint8).view(chunks).numpy()
 
-    def room(self, rows: int) -> Tensor:
+    def targets(self, place: int, taps: slice) -> list[Bytes]:
+        """Return where the chunks of a block are to be read."""
+        return list(self._chunks[taps, place])
+
+    def settle(self, places: Sequence[int]) -> None:
+        """Move the blocks that were read to their places on the device."""
+        for number, place in enumerate(places if self._home is not None else ()):
+            source = self._entry[:, number * self._rows : (number + 1) * self._rows]
+            self.values[:, place * self._rows : (place + 1) * self._rows].copy_(source)
+
+    def room(self, rows: int, bench: Workbench) -> Tensor:
         """Return an uninitialised tensor for gathered rows, [n_taps, rows, width]."""
-        return torch.empty((len(self.values), rows, self.values.shape[2]), dtype=self.values.dtype)
+        shape = (len(self.values), rows, self.values.shape[2])
+        if self._home is not None:
+            return torch.empty(shape, dtype=self.values.dtype, device=self._home)
+        return bench.room(shape, self.values.dtype)
 
 
 class BlockStore:
-    """Some taps of some blocks of one stack, held in host memory; safe to share between threads.
+    """Some taps of some blocks of one stack, held in memory; safe to share between threads.
 
     Numbers of int8 are held as bytes and become float32 when they are gathered, on the device that
     they are gathered for.
@@ -61,6 +96,7 @@ class BlockStore:
         taps: positions of the taps in the stack.
         capacity: blocks held at once, at least 1.
         factors: of int8 numbers.
+        home: device that holds the blocks; None for host memory.
     """
 
     def __init__(
@@ -69,14 +105,17 @@ class BlockStore:
         geometry: Geometry,
         taps: Sequence[int],
         capacity: int,
+        *,
         factors: Factors | None = None,
+        home: torch.device | None = None,
     ) -> None:
         self.capacity = max(1, capacity)
         self._taps = list(taps)
         self._rows = geometry.rows(reader.stack)
         self._factors = factors
+        self._home = home
         readers = [reader] if factors is None else [reader, factors.scales]
-        self._slabs = [_Slab(each, geometry, self._taps, self.capacity) for each in readers]
+        self._slabs = [_Slab(each, geometry, self._taps, self.capacity, home) for each in readers]
         self._place: OrderedDict[int, int] = OrderedDict()  # block -> place, oldest first
         self._lock = threading.Lock()
         self._free = list(range(self.capacity - 1, -1, -1))
@@ -86,26 +125,32 @@ class BlockStore:
         """Bytes of all blocks that it has room for."""
         return sum(slab.values.nbytes for slab in self._slabs)
 
-    def gather(self, blocks: Ints, rows: Ints, device: torch.device | None = None) -> Tensor:
+    def holds(self, blocks: Ints) -> bool:
+        """Whether all of `blocks` are in memory."""
+        with self._lock:
+            return all(block in self._place for block in blocks.tolist())
+
+    def gather(self, blocks: Ints, rows: Ints, bench: Workbench | None = None) -> Tensor:
         """Return rows of blocks as a new tensor, [n_taps, T, *shape].
 
         Args:
             blocks: block of each row, int64 [T].
             rows: position of each row in its block, int64 [T].
-            device: of the result; None for host memory.
+            bench: what the tensor is made with; None for plain host memory.
         """
-        room = [slab.room(len(blocks)) for slab in self._slabs]
+        bench = Workbench() if bench is None else bench
+        room = [slab.room(len(blocks), bench) for slab in self._slabs]
         with self._lock:
-            self._gather(blocks, rows, room)
+            self._gather(blocks, rows, room, bench)
         parts = [
-            each.view(len(self._taps), len(blocks), *slab.shape).to(device, non_blocking=True)
+            each.view(len(self._taps), len(blocks), *slab.shape).to(bench.device, non_blocking=True)
             for each, slab in zip(room, self._slabs, strict=True)
         ]
         if self._factors is None:
             return parts[0]
-        return _numbers(parts[0], parts[1], self._factors)
+        return _numbers(parts[0], parts[1], self._factors, bench)
 
-    def _gather(self, blocks: Ints, rows: Ints, room: Sequence[Tensor]) -> None:
+    def _gather(self, blocks: Ints, rows: Ints, room: Sequence[Tensor], bench: Workbench) -> None:
         pairs = [
             (source, target)
             for slab, out in zip(self._slabs, room, strict=True)
@@ -113,8 +158,8 @@ class BlockStore:
         ]
         needed, which, counts = np.unique(blocks, return_inverse=True, return_counts=True)
         if len(needed) <= self.capacity:
-            places = np.array(self.ensure(needed), np.int64)
-            index = torch.from_numpy(places[which] * self._rows + rows)
+            places = np.array(self.ensure(needed, bench), np.int64)
+            index = torch.from_numpy(places[which] * self._rows + rows).to(self._home)
             for source, target in pairs:
                 torch.index_select(source, 0, index, out=target)
             return
@@ -122,34 +167,56 @@ class BlockStore:
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         for low in range(0, len(needed), self.capacity):
             part = needed[low : low + self.capacity]
-            places = np.array(self.ensure(part), np.int64)
+            places = np.array(self.ensure(part, bench), np.int64)
             inside = by_block[ends[low] : ends[low + len(part)]]
             index = torch.from_numpy(places[which[inside] - low] * self._rows + rows[inside])
+            into = torch.from_numpy(inside)
             for source, target in pairs:
-                _copy_rows(source, index, target, torch.from_numpy(inside))
+                _copy_rows(source, index.to(self._home), target, into.to(self._home))
 
-    def ensure(self, blocks: Ints) -> list[int]:
+    def ensure(self, blocks: Ints, bench: Workbench | None = None) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""
+        bench = Workbench() if bench is None else bench
         wanted = blocks.tolist()
         for block in wanted:
             if block in self._place:
                 self._place.move_to_end(block)
-        for block in wanted:
-            if block not in self._place:
-                place = self._free.pop() if self._free else self._place.popitem(last=False)[1]
-                try:
-                    for slab in self._slabs:
-                        slab.reader.read_block(block, self._taps, list(slab.chunks[:, place]))
-                except BaseException:
-                    self._free.append(place)
-                    raise
-                self._place[block] = place
+        missing = [block for block in wanted if block not in self._place]
+        step = len(missing) if self._home is None else STAGED
+        for low in range(0, len(missing), max(1, step)):
+            self._load(missing[low : low + step], bench)
         return [self._place[block] for block in wanted]
 
+    def _load(self, blocks: Sequence[int], bench: Workbench) -> None:
+        """Read blocks, all at once: several threads share them out, chunk by chunk if need be."""
+        places = [
+            self._free.pop() if self._free else self._place.popitem(last=False)[1] for _ in blocks
+        ]
+        entries = places if self._home is None else range(len(places))
+        parts = max(1, -(-JOBS // (len(blocks) * len(self._slabs))))
+        step = -(-len(self._taps) // parts)
+        jobs = [
+            partial(slab.reader.read_block, block, self._taps[part], slab.targets(entry, part))
+            for block, entry in zip(blocks, entries, strict=True)
+            for slab in self._slabs
+            for part in (slice(low, low + step) for low in range(0, len(self._taps), step))
+        ]
+        try:
+            bench.run(jobs)
+            for slab in self._slabs:
+                slab.settle(places)
+        except BaseException:
+            self._free += places
+            raise
+        self._place.update(zip(blocks, places, strict=True))
 
-def _numbers(codes: Tensor, scales: Tensor, factors: Factors) -> Tensor:
+
+def _numbers(codes: Tensor, scales: Tensor, factors: Factors, bench: Workbench) -> Tensor:
     """Return the float32 numbers of int8 codes [n_taps, T, *shape], tap by tap."""
-    result = torch.empty(codes.shape, device=codes.device)
+    if codes.device.type == "cpu":
+        result = bench.room(tuple(codes.shape), torch.float32)
+    else:
+        result = torch.empty(codes.shape, device=codes.device)
     for number, rms in enumerate(factors.rms):
         dequantize(codes[number], scales[number], rms.to(codes.device), out=result[number])
     return result

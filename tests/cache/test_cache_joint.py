@@ -152,7 +152,7 @@ def test_any_sources_give_the_right_numbers_in_a_fixed_order(caches, data):
 
 def demands(loader):
     names = sorted(loader.feeds, key=lambda name: name != loader.lead)
-    asked = {name: loader.feeds[name].demands(loader.batch_size) for name in names}
+    asked = {name: loader.feeds[name].demands(loader.limits) for name in names}
     weight = {name: sum(d.needed * d.block for d in asked[name]) for name in names}
     names.sort(key=lambda name: (name != loader.lead, weight[name]))
     return [d for name in names for d in asked[name]]
