@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from cache import Batch
-from pipeline.config import ConfigError
 from pipeline.evaluate import split_metrics
 from pipeline.run import INFO, Run
-from pipeline.training.augment import add_noise, drop_tokens
+from pipeline.training.augment import training_states
 from pipeline.training.build import (
     Setup,
     build_model,
@@ -22,6 +21,7 @@ from pipeline.training.build import (
     make_optimizer,
     prepare,
     set_statistics,
+    target_tensor,
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.config import TrainConfig
@@ -63,18 +63,16 @@ def _make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
     """Build the classifier, with the batches and the loss it is trained on."""
     device, task = setup.device, setup.task
     loader = make_loader(config, setup)
-    targets = _target_tensor(setup, "train")
+    targets = target_tensor(setup)
     model = build_model(config, setup)
     if model.config["side"]["input_norm"] == "standard":
         set_statistics(model, loader)
     model = model.to(device)
-    compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    low = config.precision == "bfloat16"
 
-    def loss_of(batch: Batch, _now: Progress) -> Tensor:
-        states = batch.values.to(device, non_blocking=True).to(compute)  # [N + 1, T, D]
-        states, offsets = drop_tokens(states, batch.offsets.to(device), config.token_drop)
-        states = add_noise(states, config.noise)
-        with torch.autocast(device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
+    def loss_of(batch: Batch, now: Progress) -> Tensor:
+        states, offsets = training_states(config, batch, device, epoch=now.epoch, number=now.batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
             outputs = model(states, offsets=offsets).logits  # [B, C]
         return task.loss(outputs, targets[batch.index].to(device))
 
@@ -89,13 +87,6 @@ def _make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
         score_dev=score_dev,
         metric=task.metrics[0],
     )
-
-
-def _target_tensor(setup: Setup, split: str) -> Tensor:
-    targets = setup.splits[split].targets
-    if targets is None:
-        raise ConfigError(f"the split {split!r} has no targets to train on")
-    return torch.from_numpy(targets)
 
 
 def _score(

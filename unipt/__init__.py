@@ -5,6 +5,7 @@ unchanged beside an exported model.
 """
 
 from .classifier import Prediction, SideClassifier
+from .cohort import StackedClassifiers
 from .config import ConvSideNetworkConfig, EncoderDecoderConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork
 from .encoder_decoder import EncoderDecoderOutput, EncoderDecoderSideNetwork
@@ -31,6 +32,7 @@ __all__ = [
     "SideNetworkConfig",
     "SideOutput",
     "SideTower",
+    "StackedClassifiers",
     "TapRecorder",
     "TokenPooling",
     "TwoTowers",

@@ -142,9 +142,13 @@ class SideClassifier(nn.Module):
             raise ValueError(f"{len(pooled)} segments were given, expected {self.segments}")
         vector = pooled[0]
         if self.segments == 2:
-            first, second = pooled
-            vector = torch.cat((first, second, (first - second).abs(), first * second), -1)
+            vector = combine_segments(*pooled)
         return Prediction(self.head(vector), torch.stack(tuple(confidence)).mean(0))
+
+
+def combine_segments(first: Tensor, second: Tensor) -> Tensor:
+    """Join the vectors of two segments, ``[..., P]`` each, to ``(u, v, |u - v|, u * v)``."""
+    return torch.cat((first, second, (first - second).abs(), first * second), -1)
 
 
 def halves(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -251,17 +251,14 @@ class Down(nn.Module):
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
         """Reduce ``[N, ..., D]`` (or N tensors ``[..., D_n]``) to ``[N, ..., d]``."""
-        reduced = self.linear(self._prepare(inputs))
+        if isinstance(inputs, Tensor):
+            reduced = self.linear(self.prepare(inputs))
+        else:
+            reduced = self.linear([self.prepare(state) for state in inputs])
         return cast(Tensor, reduced if self.norm is None else self.norm(reduced))
 
-    def _prepare(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-        if self.activation == "none" and self.input_norm != "layer":
-            return inputs
-        if isinstance(inputs, Tensor):
-            return self._prepare_one(inputs)
-        return [self._prepare_one(state) for state in inputs]
-
-    def _prepare_one(self, state: Tensor) -> Tensor:
+    def prepare(self, state: Tensor) -> Tensor:
+        """Apply what comes before the Linear, input norm and activation, to ``[..., D]``."""
         if self.input_norm == "layer":
             state = F.layer_norm(state.to(self.linear.bias.dtype), state.shape[-1:])
         return F.relu(state) if self.activation == "relu" else state

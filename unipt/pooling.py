@@ -49,18 +49,20 @@ class TokenPooling(nn.Module):
             ``[B, out_width]``.
         """
         if offsets is not None:
-            return self._packed(features, offsets)
+            scores = None if self.score is None else self.score(features)[:, 0]
+            return self.pool_packed(features, offsets, scores)
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return self._padded(features, mask.bool())
 
-    def _packed(self, features: Tensor, offsets: Tensor) -> Tensor:
+    def pool_packed(self, features: Tensor, offsets: Tensor, scores: Tensor | None) -> Tensor:
+        """Pool ``[T, E]`` with offsets, and scores ``[T]`` for "attention"."""
         if self.kind == "first":
             return features[offsets[:-1]]
         if self.kind == "last":
             return features[offsets[1:] - 1]
-        if self.score is not None:
-            weights = segment_softmax(self.score(features)[:, 0], offsets)  # [T]
+        if scores is not None:
+            weights = segment_softmax(scores, offsets)  # [T]
             lengths = (offsets[1:] - offsets[:-1])[:, None].to(features.dtype)
             return segment_mean(features * weights[:, None], offsets) * lengths
         parts = []

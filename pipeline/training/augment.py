@@ -5,11 +5,45 @@ tokens) and that a cache of evaluation-mode activations cannot. N taps, T packed
 of a grid, D width. Cost: one pass over the batch each.
 """
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from cache import Batch
+from pipeline.training.config import TrainConfig
 
 
-def add_noise(states: Tensor, share: float) -> Tensor:
+def batch_generator(
+    seed: int, epoch: int, batch: int, device: torch.device | str = "cpu"
+) -> Generator:
+    """Return a generator of one batch's noise: trainings of equal `seed` see equal noise."""
+    (state,) = np.random.SeedSequence([seed, epoch, batch]).generate_state(1, np.uint64)
+    return Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def training_states(
+    config: TrainConfig, batch: Batch, device: torch.device, *, epoch: int, number: int
+) -> tuple[Tensor, Tensor]:
+    """Return a batch's states in the type of the arithmetic, augmented, and their offsets.
+
+    Args:
+        config: precision, noise, token_drop, and the seed of the batches.
+        batch: from the loader.
+        device: where the training runs.
+        epoch: of the training, from 0.
+        number: of the batch in the epoch, from 0.
+    """
+    compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    states = batch.values.to(device, non_blocking=True).to(compute)  # [N + 1, T, D]
+    offsets = batch.offsets.to(device)
+    if config.noise or config.token_drop:
+        generator = batch_generator(config.batch_seed, epoch, number, device)
+        states, offsets = drop_tokens(states, offsets, config.token_drop, generator)
+        states = add_noise(states, config.noise, generator)
+    return states, offsets
+
+
+def add_noise(states: Tensor, share: float, generator: Generator | None = None) -> Tensor:
     """Add Gaussian noise to states [N, T, D], `share` times each feature's deviation in the batch.
 
     The deviation is taken feature by feature, as a few features of a language model are a hundred
@@ -18,7 +52,8 @@ def add_noise(states: Tensor, share: float) -> Tensor:
     if not share:
         return states
     scale = states.float().std(dim=1, keepdim=True, correction=0) * share  # [N, 1, D]
-    return states + torch.randn_like(states) * scale.to(states.dtype)
+    noise = torch.empty_like(states).normal_(generator=generator)
+    return states + noise * scale.to(states.dtype)
 
 
 def add_grid_noise(states: Tensor, share: float) -> Tensor:
@@ -30,31 +65,40 @@ def add_grid_noise(states: Tensor, share: float) -> Tensor:
     return states + torch.randn_like(states) * scale.to(states.dtype)
 
 
-def drop_tokens(states: Tensor, offsets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def drop_tokens(
+    states: Tensor, offsets: Tensor, share: float, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Drop each token with probability `share`, but never the first one of a segment.
 
     Args:
         states: packed states [N, T, D].
         offsets: bounds of the segments [S + 1], from 0 to T.
         share: probability of a token to be dropped.
+        generator: to draw from; None for torch's own.
 
     Returns:
         The kept states [N, T', D] and their offsets [S + 1].
     """
     if not share:
         return states, offsets
-    (kept,), bounds = drop_rows([states], offsets, share)
+    (kept,), bounds = drop_rows([states], offsets, share, generator=generator)
     return kept, bounds
 
 
 def drop_rows(
-    stacks: list[Tensor], offsets: Tensor, share: float, *, keep_last: bool = False
+    stacks: list[Tensor],
+    offsets: Tensor,
+    share: float,
+    *,
+    keep_last: bool = False,
+    generator: Generator | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """As `drop_tokens`, the same tokens of several stacks [N_i, T, ...].
 
     `keep_last` spares the last token of a segment too (EOS).
     """
-    keep = torch.rand(stacks[0].shape[1], device=stacks[0].device) >= share  # [T]
+    tokens, device = stacks[0].shape[1], stacks[0].device
+    keep = torch.rand(tokens, device=device, generator=generator) >= share  # [T]
     keep[offsets[:-1]] = True
     if keep_last:
         keep[offsets[1:] - 1] = True

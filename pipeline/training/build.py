@@ -6,7 +6,6 @@ Each function builds one thing, so that a search over hyperparameters can share 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +42,23 @@ class Setup:
         return tuple(tap.name for tap in self.taps)
 
 
-def prepare(config: TrainConfig) -> Setup:
+def prepare(
+    config: TrainConfig, *, dataset: Dataset | None = None, cache: Cache | None = None
+) -> Setup:
     """Read the data, open the cache and find every example in it.
+
+    Args:
+        config: of the training.
+        dataset: the data of `config`, where they were read before.
+        cache: the cache of `config`, where it was opened before.
 
     Raises:
         DataError: the data are unusable, or not in the cache.
         CacheError: the cache is missing, incomplete or damaged.
         ValueError: the options do not fit the data or the cache.
     """
-    dataset = load_dataset(config.data)
-    cache = Cache.open(config.cache)
+    dataset = dataset or load_dataset(config.data)
+    cache = cache or Cache.open(config.cache)
     taps = select_taps(cache, config.taps)
     if config.token_drop and not taps[-1].ragged:
         raise ConfigError(
@@ -110,36 +116,53 @@ def make_loader(config: TrainConfig, setup: Setup) -> Loader:
         setup.splits["train"].samples,
         taps=setup.tap_names,
         batch_size=config.batch_size,
-        seed=config.seed,
+        seed=config.batch_seed,
         tier=config.tier,
         device=setup.device,
     )
 
 
+def target_tensor(setup: Setup) -> Tensor:
+    """Return the targets of the training examples, [n]."""
+    targets = setup.splits["train"].targets
+    if targets is None:
+        raise ConfigError("the split 'train' has no targets to train on")
+    return torch.from_numpy(targets)
+
+
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on weight matrices only: no norms, biases, single numbers."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for module, name, parameter in _own_parameters(model):
-        is_norm = "norm" in type(module).__name__.lower()
-        spared = is_norm or name.endswith("bias") or not parameter.dim()
-        (plain if spared else decayed).append(parameter)
+    """Return AdamW with weight decay on weight matrices only, see `decayed_names`."""
+    parameters, (decayed, plain) = dict(model.named_parameters()), decayed_names(model)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [parameters[name] for name in decayed], "weight_decay": config.weight_decay},
+        {"params": [parameters[name] for name in plain], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
 
 
-def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+def decayed_names(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Name the trained parameters with weight decay, and those without.
+
+    Norms, biases and single numbers have none.
+    """
+    decayed: list[str] = []
+    plain: list[str] = []
+    for path, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if parameter.requires_grad:
-                yield module, name, parameter
+                spared = is_norm or name.endswith("bias") or not parameter.dim()
+                (plain if spared else decayed).append(name)
+    return decayed, plain
 
 
 def set_statistics(model: SideClassifier, loader: Loader) -> None:
-    """Give the model the mean and deviation of the training states, one pass over them.
+    """Give the model the mean and deviation of the training states, one pass over them."""
+    apply_statistics(model, *state_statistics(loader))
+
+
+def state_statistics(loader: Loader) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each feature of the training states, [N + 1, D] each.
 
     Sums are kept in float64, tap by tap, so the result does not depend on the batch size by more
     than rounding.
@@ -156,7 +179,11 @@ def set_statistics(model: SideClassifier, loader: Loader) -> None:
     if total is None or squares is None:
         raise ValueError("there are no training examples to take statistics from")
     mean = total / count  # [N + 1, D]
-    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return mean, (squares / count - mean.square()).clamp_min(0).sqrt()
+
+
+def apply_statistics(model: SideClassifier, mean: Tensor, deviation: Tensor) -> None:
+    """Give the model the result of `state_statistics`."""
     reducers = [model.side.target_down.linear] * (len(mean) - 1) + [model.side.anchor_down.linear]
     for number, reducer in enumerate(reducers):
         position = number if number < len(mean) - 1 else 0
@@ -175,7 +202,8 @@ def rescale_outputs(model: SideClassifier, scale: float, shift: float) -> None:
 
 def identity(config: TrainConfig, setup: Setup) -> str:
     """Return what must be equal for a training to be continued, as JSON text."""
-    settings = config.model_dump(mode="json", exclude={"out", "cache"})
+    unset = {"order_seed"} if config.order_seed is None else set()
+    settings = config.model_dump(mode="json", exclude={"out", "cache"} | unset)
     digest = hashlib.blake2b(digest_size=16)
     for name, split in setup.splits.items():
         for example in split.examples:

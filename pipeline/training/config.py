@@ -43,8 +43,8 @@ class LoopConfig(Config):
     """Seed of weights, order and noise; the same seed repeats a CPU run bit for bit."""
     device: str = "auto"
     """Torch device; auto takes CUDA, then MPS, then the CPU."""
-    tier: Literal["auto", "host", "disk"] = "auto"
-    """Where batches come from: host memory, or the disk block by block."""
+    tier: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where batches come from: the memory of the device or the host, or the disk block by block."""
     checkpoint_steps: int = Field(default=500, ge=0)
     """Optimizer steps between checkpoints within an epoch; 0 saves only after each epoch."""
     tensorboard: bool = False
@@ -83,6 +83,14 @@ class TrainConfig(LoopConfig):
     """Gaussian noise on the cached states, in standard deviations of each feature."""
     token_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each token to be dropped in a training step."""
+    order_seed: int | None = Field(default=None, ge=0)
+    """Seed of what trainings can share: the order of the examples, noise and dropped tokens; by
+    default the seed."""
+
+    @property
+    def batch_seed(self) -> int:
+        """Seed of the batches: order, noise and dropped tokens."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,7 +27,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the present weights."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = warm_decay(self.decay, self.updates)
         self.updates += 1
         for name, value in model.state_dict().items():
             mean = self.weights[name]
@@ -55,6 +55,11 @@ class WeightAverage:
         self.updates = int(state["updates"])
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)
+
+
+def warm_decay(decay: float, updates: int) -> float:
+    """Return the weight of the past after `updates` updates: less than `decay` at first."""
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:

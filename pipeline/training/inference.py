@@ -18,9 +18,9 @@ class Outputs:
     """Outputs of a model over n examples, in their order."""
 
     logits: NDArray[np.float32]
-    """[n, C]."""
+    """[n, C]; of K trials at once [K, n, C]."""
     confidence: NDArray[np.float32]
-    """How much each target layer counted for each example, [n, N]; rows sum to 1."""
+    """How much each target layer counted for each example, [n, N] or [K, n, N]; rows sum to 1."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,4 +55,4 @@ def run_model(
         logits.append(prediction.logits.float().cpu())
         confidence.append(prediction.confidence.float().cpu())
     model.train(was_training)
-    return Outputs(torch.cat(logits).numpy(), torch.cat(confidence).numpy())
+    return Outputs(torch.cat(logits, -2).numpy(), torch.cat(confidence, -2).numpy())

@@ -37,6 +37,9 @@ SHOWN = 4
 """Dev metrics on the line of progress."""
 
 
+NEVER_FINITE = "no epoch gave a finite dev metric; lower lr, or look at metrics.jsonl"
+
+
 class Diverged(PipelineError, ArithmeticError):  # noqa: N818 (reads as what happened)
     """The loss or the gradient is not finite any more."""
 
@@ -104,7 +107,12 @@ ProgressCallback = Callable[[TrainProgress], None]
 
 
 def run_loop(
-    config: LoopConfig, job: Job, *, identity: str, progress: ProgressCallback | None = None
+    config: LoopConfig,
+    job: Job,
+    *,
+    identity: str,
+    progress: ProgressCallback | None = None,
+    until: int | None = None,
 ) -> Progress:
     """Train `job`, from its fresh weights or from the checkpoint in `config.out`, to the end.
 
@@ -113,6 +121,7 @@ def run_loop(
         job: model, optimizer, batches and loss.
         identity: what must be equal for a checkpoint to be continued, as text.
         progress: called after each step.
+        until: epochs after which to stop for now, with a checkpoint; None for all.
 
     Returns:
         Where the training ended, with the weights of its best epoch.
@@ -142,7 +151,8 @@ def run_loop(
 
     meter = _Meter(config, len(batches), progress)
     model.train()
-    while now.epoch < config.epochs and not now.stopped:
+    last = config.epochs if until is None else min(until, config.epochs)
+    while now.epoch < last and not now.stopped:
         started = time.perf_counter()
         for batch in batches.epoch(now.epoch, start_batch=now.batch):
             _step(config, job, batch, now)
@@ -153,11 +163,19 @@ def run_loop(
             meter.step(now, len(batch.index))
         with average.applied(model) if average is not None else contextlib.nullcontext():
             dev = job.score_dev()
-            _keep_best(now, dev, job.metric, model)
-        _end_epoch(config, now, dev, job.optimizer, time.perf_counter() - started)
+            end_epoch(
+                config,
+                now,
+                dev,
+                job.metric,
+                weights=lambda: copy_weights(model),
+                lr=job.optimizer.param_groups[0]["lr"],
+                seconds=time.perf_counter() - started,
+            )
+        _write_curves(config, now)
         save()
     if now.best_epoch is None:
-        raise Diverged("no epoch gave a finite dev metric; lower lr, or look at metrics.jsonl")
+        raise Diverged(NEVER_FINITE)
     return now
 
 
@@ -176,54 +194,78 @@ def _step(config: LoopConfig, job: Job, batch: BatchOf, now: Progress) -> None:
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: LoopConfig, step: int, total: int) -> None:
-    factor = rate_factor(
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step, total)
+
+
+def learning_rate(config: LoopConfig, step: int, total: int) -> float:
+    """Return the rate of optimizer step `step` (from 0) of `total`."""
+    return config.lr * rate_factor(
         step, total, schedule=config.schedule, warmup=config.warmup, step_at=config.step_at
     )
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
 
 
 def _check_finite(loss: Tensor, norm: Tensor, now: Progress, config: LoopConfig) -> None:
     if math.isfinite(loss.item()) and math.isfinite(norm.item()):
         return
     raise Diverged(
-        f"the training diverged at epoch {now.epoch + 1}, step {now.step + 1}: loss "
-        f"{loss.item()}, gradient norm {norm.item()}. Lower lr (now {config.lr}), raise warmup "
-        f"(now {config.warmup}), set clip (now {config.clip}), or use precision float32; then "
+        f"{describe_divergence(config, now.epoch, now.step, loss.item(), norm.item())}; then "
         f"train into a new folder, or remove {config.out / CHECKPOINT}"
     )
 
 
-def _keep_best(now: Progress, dev: dict[str, float], name: str, model: nn.Module) -> None:
-    """Keep the weights of the best epoch on dev; without a dev split, of the last epoch."""
-    if not dev or better(name, dev[name], now.best_value):
-        now.best_epoch, now.best_value = now.epoch, dev.get(name)
-        now.best_weights = copy_weights(model)
+def describe_divergence(config: LoopConfig, epoch: int, step: int, loss: float, norm: float) -> str:
+    """Say at which step (epoch and step from 0) a training diverged, and what may help."""
+    return (
+        f"the training diverged at epoch {epoch + 1}, step {step + 1}: loss {loss}, gradient norm "
+        f"{norm}. Lower lr (now {config.lr}), raise warmup (now {config.warmup}), set clip (now "
+        f"{config.clip}), or use precision float32"
+    )
 
 
-def _end_epoch(
+def end_epoch(
     config: LoopConfig,
     now: Progress,
     dev: dict[str, float],
-    optimizer: torch.optim.Optimizer,
+    metric: str,
+    *,
+    weights: Callable[[], dict[str, Tensor]],
+    lr: float,
     seconds: float,
 ) -> None:
-    """Record the epoch and go on to the next one, or stop."""
-    record = {
-        "epoch": now.epoch + 1,
-        "step": now.step,
-        "loss": now.loss_sum / max(1, now.loss_count),
-        "dev": dev,
-        "lr": optimizer.param_groups[0]["lr"],
-        "seconds": seconds,
-    }
-    now.history.append(record)
-    write_lines(config.out / CURVES, now.history)
-    if config.tensorboard:
-        _write_tensorboard(config.out / "tensorboard", record)
+    """Keep the weights of the best epoch, record this one and go on to the next, or stop.
+
+    Args:
+        config: patience.
+        now: standing at the end of the epoch; moved on.
+        dev: metrics of the dev split; without any, the last epoch is the best one.
+        metric: the one that chooses.
+        weights: gives a copy of the weights that `dev` was scored with.
+        lr: rate of the last step.
+        seconds: that the epoch took.
+    """
+    if not dev or better(metric, dev[metric], now.best_value):
+        now.best_epoch, now.best_value = now.epoch, dev.get(metric)
+        now.best_weights = weights()
+    now.history.append(
+        {
+            "epoch": now.epoch + 1,
+            "step": now.step,
+            "loss": now.loss_sum / max(1, now.loss_count),
+            "dev": dev,
+            "lr": lr,
+            "seconds": seconds,
+        }
+    )
     waited = now.epoch - (now.best_epoch if now.best_epoch is not None else -1)
     now.stopped = config.patience is not None and waited >= config.patience
     now.epoch, now.batch, now.loss_sum, now.loss_count = now.epoch + 1, 0, 0.0, 0
+
+
+def _write_curves(config: LoopConfig, now: Progress) -> None:
+    write_lines(config.out / CURVES, now.history)
+    if config.tensorboard:
+        _write_tensorboard(config.out / "tensorboard", now.history[-1])
 
 
 def _read_own(path: Path, own: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Searches over hyperparameters: many side networks trained from one cache."""

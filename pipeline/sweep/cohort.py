@@ -1,0 +1,360 @@
+"""Trains the trials of a cohort together: one reading of the batches, one step for all of them.
+
+Trials of one shape (`shape_key`) see the same batches in the same order; each has its own weights,
+rates, dropout, loss, average and generator, so it comes out as `pipeline.train.train` with the
+same configuration does, within the rounding of the arithmetic, whatever its neighbours do. A trial
+is trained from its state to an epoch and given back as a state: stopping, cutting out and
+regrouping change nothing.
+
+Cost of a step: one reading of the batch and the GEMMs of K trials. Memory: `cohort_capacity`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cache import Batch, Loader
+from pipeline.config import ConfigError
+from pipeline.evaluate import split_metrics
+from pipeline.sweep.stacked_optimizer import StackedAdamW
+from pipeline.sweep.state import TrialState, to_cpu
+from pipeline.tasks import Task, make_task
+from pipeline.training.augment import training_states
+from pipeline.training.build import (
+    Setup,
+    apply_statistics,
+    build_model,
+    decayed_names,
+    make_loader,
+    state_statistics,
+    target_tensor,
+)
+from pipeline.training.checkpoint import Progress
+from pipeline.training.config import TrainConfig
+from pipeline.training.inference import run_model
+from pipeline.training.loop import NEVER_FINITE, describe_divergence, end_epoch
+from unipt import SideClassifier, StackedClassifiers
+
+__all__ = ["CohortProgress", "CohortTrial", "TrialOutcome", "shape_key", "train_cohort"]
+
+FREE = frozenset(
+    (
+        *("out", "epochs", "lr", "weight_decay", "beta2", "schedule", "warmup", "step_at", "clip"),
+        *("ema", "patience", "seed", "device", "tier", "checkpoint_steps", "tensorboard"),
+        *("dropout", "label_smoothing", "class_weights", "reduction", "side_width", "out_width"),
+    )
+)
+"""Fields of a configuration in which the trials of a cohort may differ (sizes: by their result)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortTrial:
+    """A trial to be trained: its configuration, and where it stands."""
+
+    number: int
+    config: TrainConfig
+    state: TrialState | None = None
+    """None for a trial that has not begun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """A trial after its training in a cohort."""
+
+    number: int
+    state: TrialState
+    failed: str | None = None
+    """Why it cannot go on: what `Diverged` says of a training alone."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a finished epoch, from the first one on."""
+        return self.state.progress.history
+
+
+class CohortProgress(NamedTuple):
+    """How far a cohort is; `rate` is in examples times trials a second."""
+
+    epoch: int
+    batch: int
+    batches: int
+    trials: int
+    rate: float
+
+
+def shape_key(config: TrainConfig) -> str:
+    """Return a text that is equal for trials of one study that can be trained together."""
+    values = config.model_dump(mode="json", exclude=set(FREE))
+    width = {"side_width": config.side_width or f"1/{config.reduction}"}
+    shape = {"out_width": config.out_width, "order_seed": config.batch_seed}
+    return json.dumps(values | width | shape, sort_keys=True)
+
+
+def train_cohort(
+    trials: Sequence[CohortTrial],
+    setup: Setup,
+    until: Mapping[int, int] | int,
+    progress: Callable[[CohortProgress], None] | None = None,
+) -> list[TrialOutcome]:
+    """Train the trials of one shape together, from the epoch they have reached.
+
+    Args:
+        trials: of one `shape_key`, all at the same epoch.
+        setup: data, cache and device; its task's options are replaced by each trial's own.
+        until: epochs to reach, one number or one for each trial's number; a trial ends earlier
+            at its own `epochs`, or by its patience.
+        progress: called after each step.
+
+    Returns:
+        One outcome a trial, in the order given.
+
+    Raises:
+        ConfigError: the trials are not of one shape or not at one epoch.
+        CacheError: the cache is damaged.
+        ValueError: the options do not fit the data or the cache.
+    """
+    _check(trials)
+    ends = {
+        trial.number: min(
+            trial.config.epochs, until if isinstance(until, int) else until[trial.number]
+        )
+        for trial in trials
+    }
+    outcomes: dict[int, TrialOutcome] = {}
+    cohort = _Cohort(trials, setup)
+    while True:
+        outcomes |= {done.number: done for done in cohort.take_finished(ends)}
+        if not cohort.trials:
+            return [outcomes[trial.number] for trial in trials]
+        cohort.train_epoch(progress)
+
+
+def _check(trials: Sequence[CohortTrial]) -> None:
+    if not trials:
+        raise ConfigError("a cohort needs at least one trial")
+    shapes = {shape_key(trial.config) for trial in trials}
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"trials {[trial.number for trial in trials]} are of {len(shapes)} shapes; group them "
+            "by shape_key"
+        )
+    epochs = {0 if trial.state is None else trial.state.epoch for trial in trials}
+    if len(epochs) > 1:
+        raise ConfigError(
+            f"the trials of a cohort must stand at one epoch, given {sorted(epochs)}; they share "
+            "their batches"
+        )
+
+
+class _Cohort:
+    """The trials in training: the stacked model, its optimizer, and a `Progress` for each."""
+
+    def __init__(self, trials: Sequence[CohortTrial], setup: Setup) -> None:
+        self.trials, self.setup = list(trials), setup
+        self.shared = trials[0].config  # of what all trials have in common
+        self.loader = make_loader(self.shared, setup)
+        models, self.generators = _build(trials, setup, self.loader)
+        decayed, plain = decayed_names(models[0])
+        self.model = StackedClassifiers(
+            models, order=[*decayed, *plain], generators=self.generators
+        ).to(setup.device)
+        self.optimizer = StackedAdamW(
+            [trial.config for trial in trials],
+            self.model.flat,
+            decayed=self.model.columns[decayed[-1]][1],
+            steps_per_epoch=len(self.loader),
+        )
+        self.tasks = _tasks(trials, setup)
+        self.progress = [_restored(trial) for trial in trials]
+        for row, trial in enumerate(trials):
+            if trial.state is not None:
+                self._restore(row, trial.state)
+        self.targets = target_tensor(setup)
+
+    def _restore(self, row: int, state: TrialState) -> None:
+        """Put moments and average of a trial back."""
+        self.optimizer.mean[row] = self.model.row(state.mean)
+        self.optimizer.square[row] = self.model.row(state.square)
+        if self.optimizer.average is not None and state.average is not None:
+            self.optimizer.average[row] = self.model.row(state.average)
+
+    def train_epoch(self, progress: Callable[[CohortProgress], None] | None) -> None:
+        """Train one epoch, score all trials on dev, and record."""
+        started, epoch = time.perf_counter(), self.progress[0].epoch
+        losses = torch.zeros(len(self.trials), dtype=torch.float64, device=self.setup.device)
+        examples = 0
+        self.model.train()
+        for number, batch in enumerate(self.loader.epoch(epoch)):
+            losses += self._step(batch, epoch, number) * len(batch.index)
+            examples += len(batch.index)
+            if progress is not None:
+                rate = examples * len(self.trials) / max(1e-9, time.perf_counter() - started)
+                now = (epoch + 1, number + 1, len(self.loader), len(self.trials), rate)
+                progress(CohortProgress(*now))
+        scores = self._score()
+        seconds = (time.perf_counter() - started) / len(self.trials)
+        for row, total in enumerate(losses.tolist()):
+            self._end_epoch(row, scores[row], total, examples, seconds)
+
+    def _step(self, batch: Batch, epoch: int, number: int) -> Tensor:
+        """Take one step with all trials; return their losses ``[K]``."""
+        device, model = self.setup.device, self.model
+        states, offsets = training_states(self.shared, batch, device, epoch=epoch, number=number)
+        low = self.shared.precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            logits = model(states, offsets=offsets).logits  # [K, B, C]
+        targets = self.targets[batch.index].to(device)
+        losses = torch.stack(
+            [task.loss(row, targets) for task, row in zip(self.tasks, logits, strict=True)]
+        )
+        model.flat.grad = None
+        torch.autograd.backward(losses.sum())
+        if model.flat.grad is None:
+            raise RuntimeError("the losses do not depend on the weights")
+        step = epoch * len(self.loader) + number
+        self.optimizer.step(model.flat, model.flat.grad, losses, step)
+        return losses.detach()
+
+    def _scored(self) -> Tensor:
+        """Weights that are scored and kept, ``[K, P]``: the averages, where a trial has one."""
+        average = self.optimizer.average
+        if average is None:
+            return self.model.flat.detach()
+        own = torch.tensor([trial.config.ema > 0 for trial in self.trials], device=average.device)
+        return torch.where(own[:, None], average, self.model.flat.detach())
+
+    def _score(self) -> list[dict[str, float]]:
+        """Metrics of every trial on dev, in one pass over it; empty without a dev split."""
+        setup, flat = self.setup, self.model.flat
+        if "dev" not in setup.splits:
+            return [{} for _ in self.trials]
+        located = setup.splits["dev"]
+        self.model.flat = nn.Parameter(self._scored())
+        outputs = run_model(
+            self.model,
+            setup.cache,
+            located.samples,
+            taps=setup.tap_names,
+            batch_size=self.shared.batch_size,
+            device=setup.device,
+        )
+        self.model.flat = flat
+        scale, shift = setup.task.unscale
+        alive = self.optimizer.alive.tolist()
+        return [
+            split_metrics(setup.task, logits * scale + shift, located.targets) if well else {}
+            for logits, well in zip(outputs.logits, alive, strict=True)
+        ]
+
+    def _end_epoch(
+        self, row: int, dev: dict[str, float], loss: float, examples: int, seconds: float
+    ) -> None:
+        """Record a trial's epoch; a trial that has diverged stands where its last one ended."""
+        now = self.progress[row]
+        if not self.optimizer.alive[row]:
+            return
+        now.step += len(self.loader)
+        now.loss_sum, now.loss_count = loss, examples
+        end_epoch(
+            self.trials[row].config,
+            now,
+            dev,
+            self.setup.task.metrics[0],
+            weights=lambda: to_cpu(self.model.state_of(self._scored()[row])),
+            lr=self.optimizer.rate(row, now.step - 1),
+            seconds=seconds,
+        )
+
+    def take_finished(self, ends: Mapping[int, int]) -> Iterator[TrialOutcome]:
+        """Cut out, and yield, the trials that have failed, stopped or reached their end."""
+        kept = []
+        for row, (trial, now) in enumerate(zip(self.trials, self.progress, strict=True)):
+            failed = self._failure(row)
+            if failed is None and not now.stopped and now.epoch < ends[trial.number]:
+                kept.append(row)
+            else:
+                yield TrialOutcome(number=trial.number, state=self._state(row), failed=failed)
+        if len(kept) == len(self.trials):
+            return
+        self.model.select(kept)
+        self.optimizer.select(kept)
+        self.trials = [self.trials[row] for row in kept]
+        self.progress = [self.progress[row] for row in kept]
+        self.tasks = [self.tasks[row] for row in kept]
+        self.generators = [self.generators[row] for row in kept]
+
+    def _failure(self, row: int) -> str | None:
+        """Why a trial cannot go on, or None."""
+        config, now = self.trials[row].config, self.progress[row]
+        if not self.optimizer.alive[row]:
+            step, loss, norm = self.optimizer.failure[row].tolist()
+            return describe_divergence(config, now.epoch, int(step), loss, norm)
+        ended = now.stopped or now.epoch >= config.epochs
+        return NEVER_FINITE if ended and now.best_epoch is None else None
+
+    def _state(self, row: int) -> TrialState:
+        """Everything a trial needs to go on."""
+        model, optimizer = self.model, self.optimizer
+        average = optimizer.average if self.trials[row].config.ema else None
+        return TrialState(
+            progress=self.progress[row],
+            weights=to_cpu(model.extract(row)),
+            mean=to_cpu(model.named(optimizer.mean[row])),
+            square=to_cpu(model.named(optimizer.square[row])),
+            average=None if average is None else to_cpu(model.named(average[row])),
+            random=self.generators[row].get_state(),
+        )
+
+
+def _build(
+    trials: Sequence[CohortTrial], setup: Setup, loader: Loader
+) -> tuple[list[SideClassifier], list[Generator]]:
+    """Build each trial's classifier and generator: fresh as `train` does, or from its state."""
+    models, generators = [], []
+    statistics: tuple[Tensor, Tensor] | None = None
+    with torch.random.fork_rng():
+        for trial in trials:
+            torch.manual_seed(trial.config.seed)
+            generator = Generator(setup.device)
+            model = build_model(trial.config, setup)
+            if trial.state is not None:
+                model.load_state_dict(trial.state.weights)
+                generator.set_state(trial.state.random)
+            else:
+                if model.config["side"]["input_norm"] == "standard":
+                    statistics = statistics or state_statistics(loader)
+                    apply_statistics(model, *statistics)
+                generator.set_state(_random_state(setup.device))
+            models.append(model)
+            generators.append(generator)
+    return models, generators
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """State of torch's own generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _restored(trial: CohortTrial) -> Progress:
+    """Return a copy of where a trial stands."""
+    if trial.state is None:
+        return Progress()
+    now = trial.state.progress
+    return replace(now, history=list(now.history), best_weights=dict(now.best_weights))
+
+
+def _tasks(trials: Sequence[CohortTrial], setup: Setup) -> list[Task]:
+    """Return the task of each trial, with its own smoothing and class weights."""
+    return [
+        make_task(
+            setup.dataset,
+            label_smoothing=trial.config.label_smoothing,
+            class_weights=trial.config.class_weights,
+        )
+        for trial in trials
+    ]
