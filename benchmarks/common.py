@@ -34,9 +34,14 @@ def machine() -> dict[str, Any]:
 
 
 def interleaved(
-    work: Mapping[str, Callable[[], object]], *, repeats: int
+    work: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time each alternative `repeats` times, in turn A B A B, after one unmeasured round each.
+
+    `before` is called before each repetition and not measured.
 
     Returns:
         Seconds of every repetition, by name.
@@ -46,6 +51,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, run in work.items():
+            before()
             synchronize()
             start = time.perf_counter()
             run()

@@ -28,6 +28,11 @@ from .order import Limits, cut_batches, rank_parts, window_order
 from .spec import Ints
 
 
+def default_threads() -> int:
+    """Return how many threads read blocks: one a core, at most 4."""
+    return min(4, os.cpu_count() or 1)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JointBatch:
     """One minibatch of b examples.
@@ -95,7 +100,7 @@ class JointLoader:
         world: int = 1,
         threads: int | None = None,
     ) -> None:
-        threads = min(4, os.cpu_count() or 1) if threads is None else threads
+        threads = default_threads() if threads is None else threads
         if min(batch_size, window, threads, max_tokens or 1) < 1:
             raise ValueError(
                 f"{batch_size=}, {window=}, {threads=} and {max_tokens=} must be at least 1"
