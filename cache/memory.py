@@ -2,8 +2,8 @@
 
 Tiers: "device" and "host" keep every block they need after its first touch, in the memory of the
 accelerator or of the host; "disk" keeps a window of blocks of the source that is read in order, and
-of the others what fits. The stated memory counts the blocks held and every batch alive at once;
-places and, where a batch has more blocks than are held, 1 MiB of copying come on top.
+of the others what fits. The stated memory counts the blocks held and every batch alive at once; the
+places of samples come on top.
 """
 
 import os

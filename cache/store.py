@@ -1,7 +1,7 @@
 """Blocks in memory: all of them if they fit, a least-recently-used window if they do not.
 
 A slab `[n_taps, capacity * rows, width]` in torch's memory, on the host or a device; a minibatch is
-one `index_select` a tap from it. Gathering the same samples gives the same numbers whatever the
+made by copying runs of rows from it. Gathering the same samples gives the same numbers whatever the
 capacity. Memory: `capacity` blocks of the chosen taps, on the host committed page by page as they
 are touched; for a device also `STAGED` blocks on the host, which its blocks pass through.
 """
@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from .quantize import dequantize
 from .spec import TORCH_TYPES, Bytes, Ints
 from .workbench import Workbench
 
-_COPY_BYTES = 2**20
+_NOTHING: Bytes = np.empty(0, np.uint8)
 JOBS = 4
 """Parts that the reading of few blocks is shared out in, so that several threads have work."""
 
@@ -34,6 +35,15 @@ class Factors:
 
     scales: ChunkReader
     rms: Sequence[Tensor]
+
+
+class _Runs(NamedTuple):
+    """Rows that lie next to each other: block, row in it, place in the batch, and how many."""
+
+    block: Ints
+    row: Ints
+    start: Ints
+    count: Ints  # type: ignore[assignment]  # hides tuple.count
 
 
 class _Slab:
@@ -58,6 +68,7 @@ class _Slab:
         shape = (len(taps), capacity * self._rows, stack.width)
         self.values = torch.empty(shape, dtype=dtype, device=home)
         self._entry = self.values
+        self._host: Bytes = self.values.view(torch.uint8).numpy() if home is None else _NOTHING
         if home is not None:
             staged = min(capacity, STAGED)
             pinned = home.type == "cuda"
@@ -75,6 +86,25 @@ class _Slab:
         for number, place in enumerate(places if self._home is not None else ()):
             source = self._entry[:, number * self._rows : (number + 1) * self._rows]
             self.values[:, place * self._rows : (place + 1) * self._rows].copy_(source)
+
+    def copy_rows(self, first: Ints, runs: _Runs, out: Tensor) -> None:
+        """Copy runs that begin at the rows `first` of the slab into a batch [n_taps, T, width].
+
+        On the host by numpy: it copies a run of all taps at once, as fast as memory allows, while
+        threads of torch would wait for each other on a busy machine.
+        """
+        if self._home is not None:
+            index = torch.from_numpy(np.repeat(first, runs.count) + _within(runs)).to(self._home)
+            if len(index) == out.shape[1]:  # runs are in the order of the batch
+                torch.index_select(self.values, 1, index, out=out)
+                return
+            into = torch.from_numpy(np.repeat(runs.start, runs.count) + _within(runs))
+            out.index_copy_(1, into.to(self._home), self.values.index_select(1, index))
+            return
+        source, target = self._host, out.view(torch.uint8).numpy()
+        columns = (first.tolist(), runs.start.tolist(), runs.count.tolist())
+        for low, start, count in zip(*columns, strict=True):
+            target[:, start : start + count] = source[:, low : low + count]
 
     def room(self, rows: int, bench: Workbench) -> Tensor:
         """Return an uninitialised tensor for gathered rows, [n_taps, rows, width]."""
@@ -141,7 +171,7 @@ class BlockStore:
         bench = Workbench() if bench is None else bench
         room = [slab.room(len(blocks), bench) for slab in self._slabs]
         with self._lock:
-            self._gather(blocks, rows, room, bench)
+            self._gather(_find_runs(blocks, rows), room, bench)
         parts = [
             each.view(len(self._taps), len(blocks), *slab.shape).to(bench.device, non_blocking=True)
             for each, slab in zip(room, self._slabs, strict=True)
@@ -150,29 +180,17 @@ class BlockStore:
             return parts[0]
         return _numbers(parts[0], parts[1], self._factors, bench)
 
-    def _gather(self, blocks: Ints, rows: Ints, room: Sequence[Tensor], bench: Workbench) -> None:
-        pairs = [
-            (source, target)
-            for slab, out in zip(self._slabs, room, strict=True)
-            for source, target in zip(slab.values, out, strict=True)
-        ]
-        needed, which, counts = np.unique(blocks, return_inverse=True, return_counts=True)
-        if len(needed) <= self.capacity:
-            places = np.array(self.ensure(needed, bench), np.int64)
-            index = torch.from_numpy(places[which] * self._rows + rows).to(self._home)
-            for source, target in pairs:
-                torch.index_select(source, 0, index, out=target)
-            return
-        by_block = np.argsort(which, kind="stable")
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    def _gather(self, runs: _Runs, room: Sequence[Tensor], bench: Workbench) -> None:
+        """Copy runs of rows, those of at most `capacity` blocks at a time."""
+        needed = np.unique(runs.block)
         for low in range(0, len(needed), self.capacity):
             part = needed[low : low + self.capacity]
             places = np.array(self.ensure(part, bench), np.int64)
-            inside = by_block[ends[low] : ends[low + len(part)]]
-            index = torch.from_numpy(places[which[inside] - low] * self._rows + rows[inside])
-            into = torch.from_numpy(inside)
-            for source, target in pairs:
-                _copy_rows(source, index.to(self._home), target, into.to(self._home))
+            inside = (runs.block >= part[0]) & (runs.block <= part[-1])
+            chosen = _Runs(*(column[inside] for column in runs))
+            first = places[np.searchsorted(part, chosen.block)] * self._rows + chosen.row
+            for slab, out in zip(self._slabs, room, strict=True):
+                slab.copy_rows(first, chosen, out)
 
     def ensure(self, blocks: Ints, bench: Workbench | None = None) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""
@@ -202,7 +220,7 @@ class BlockStore:
             for part in (slice(low, low + step) for low in range(0, len(self._taps), step))
         ]
         try:
-            bench.run(jobs)
+            bench.run(jobs, self._slabs[0].reader.requests)
             for slab in self._slabs:
                 slab.settle(places)
         except BaseException:
@@ -222,13 +240,16 @@ def _numbers(codes: Tensor, scales: Tensor, factors: Factors, bench: Workbench) 
     return result
 
 
-def _copy_rows(source: Tensor, index: Tensor, target: Tensor, into: Tensor) -> None:
-    """Do `target[into] = source[index]` with at most a megabyte in between."""
-    step = _COPY_BYTES // max(1, source.shape[1] * source.element_size())
-    if step < 2:
-        for place, row in zip(into.tolist(), index.tolist(), strict=True):
-            target[place].copy_(source[row])
-        return
-    for low in range(0, len(index), step):
-        part = slice(low, low + step)
-        target.index_copy_(0, into[part], source.index_select(0, index[part]))
+def _within(runs: _Runs) -> Ints:
+    """Return the place of every row in its run, int64 [T]."""
+    ends = np.cumsum(runs.count)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) - np.repeat(ends - runs.count, runs.count)
+
+
+def _find_runs(blocks: Ints, rows: Ints) -> _Runs:
+    """Find the runs of rows that lie next to each other in a block."""
+    split = (np.diff(blocks) != 0) | (np.diff(rows) != 1)
+    start = np.concatenate([np.zeros(min(1, len(rows)), np.int64), np.flatnonzero(split) + 1])
+    count = np.diff(start, append=len(rows))
+    return _Runs(block=blocks[start], row=rows[start], start=start, count=count)
