@@ -287,6 +287,7 @@ def _train() -> click.Command:
 
     @click.command(epilog="Example: unipt train tweets.zarr runs/tweets --train tweets.tsv")
     @config_options(TrainConfig, arguments=("cache", "out"))
+    @click.option("--from-trial", help="SWEEP:NUMBER, a trial to train; flags win over it.")
     @click.option(
         "--probe",
         "layers",
@@ -296,13 +297,28 @@ def _train() -> click.Command:
     @as_json
     @click.pass_context
     def command(
-        ctx: click.Context, /, layers: Literal["last", "all"] | None, as_json: bool, **_: Any
+        ctx: click.Context,
+        /,
+        layers: Literal["last", "all"] | None,
+        from_trial: str | None,
+        as_json: bool,
+        **given: Any,
     ) -> None:
         """Train a side network from CACHE and the targets of the data; write the run OUT.
 
         The backbone is neither loaded nor needed. The same command resumes an interrupted run.
+        With --from-trial the only argument is OUT.
         """
-        config = build_config(TrainConfig, ctx)
+        if from_trial is None:
+            config = build_config(TrainConfig, ctx)
+        else:
+            from pipeline.sweep.runs import trial_settings
+
+            if given["out"] is not None or given["cache"] is None:
+                raise click.UsageError("with --from-trial give the folder OUT and nothing else")
+            ctx.params.pop("cache")
+            settings = trial_settings(from_trial)
+            config = build_config(TrainConfig, ctx, base=settings, out=given["cache"])
         if layers is not None:
             return show(probe(config, layers), as_json)
         with progress_line() as progress:
@@ -350,6 +366,57 @@ def _train_retrieval() -> click.Command:
     return command
 
 
+@commands.stage("sweep", "Search hyperparameters: many side networks for one read of a cache.")
+def _sweep() -> click.Command:
+    from pipeline.console import progress_line
+    from pipeline.options import build_config, config_options
+    from pipeline.sweep import SweepConfig, sweep
+    from pipeline.sweep.folder import read_config
+    from pipeline.sweep.space import read_space
+
+    @click.command(
+        epilog="Example: unipt sweep tweets.zarr --train tweets.tsv --out sweeps/tweets "
+        "-s lr=log:1e-4..1e-2 -s reduction=2,4,8 --trials 50"
+    )
+    @config_options(SweepConfig, arguments=("cache",), without=("space",))
+    @click.option("--space", type=click.Path(path_type=Path), help="YAML file of the space.")
+    @click.option(
+        *("-s", "--search", "items"),
+        multiple=True,
+        help="FIELD=VALUES to search: 2,4,8 or 0..0.5 or log:1e-4..1e-2 or int:2..10; repeatable.",
+    )
+    @click.option("--resume", is_flag=True, help="Go on with the sweep in --out, as it was begun.")
+    @as_json
+    @click.pass_context
+    def command(
+        ctx: click.Context,
+        /,
+        space: Path | None,
+        items: tuple[str, ...],
+        resume: bool,
+        as_json: bool,
+        **given: Any,
+    ) -> None:
+        """Search the space of a training from CACHE; the study is kept in the folder --out.
+
+        Trials of one shape share each read of the cache. The same command, or --resume --out
+        FOLDER alone, goes on with a sweep that was interrupted.
+        """
+        if resume:
+            if given["out"] is None:
+                raise click.UsageError("--resume needs --out, the folder of the sweep")
+            places = {name: given[name] for name in ("workers", "scheduler") if given[name]}
+            config = read_config(given["out"], **places)
+        else:
+            searched = read_space(given["config_file"], space, items)
+            config = build_config(SweepConfig, ctx, **searched)
+        with progress_line() as progress:
+            report = sweep(config, progress=progress)
+        show(report, as_json)
+
+    return command
+
+
 @commands.stage("evaluate", "Every metric of a run, with a bootstrap interval.")
 def _evaluate() -> click.Command:
     from pipeline.evaluate import EvaluateConfig, evaluate
@@ -366,7 +433,7 @@ def _evaluate() -> click.Command:
     return command
 
 
-@commands.stage("report", "Draw a run: confidence per layer and class, learning curve.")
+@commands.stage("report", "Draw a run or a sweep: pictures, or one page.")
 def _report() -> click.Command:
     from pipeline.report import report
 
@@ -375,9 +442,20 @@ def _report() -> click.Command:
     @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures; RUN's.")
     @click.option("--split", default="test", show_default=True, help="Split that is drawn.")
     def command(run: Path, out: Path | None, split: str) -> None:
-        """Draw which layers RUN trusts, for each class, and how it learned."""
+        """Draw which layers RUN trusts, for each class, and how it learned.
+
+        Of a sweep it writes one HTML page, which needs no network: its history, the importance of
+        each field, learning curves, what the rungs cost, and the table of the trials.
+        """
+        from pipeline.sweep.folder import is_sweep
+
+        if is_sweep(run):
+            from pipeline.sweep.report import report_sweep
+
+            return click.echo(report_sweep(run, out))
         for picture in report(run, out, split=split):
             click.echo(picture)
+        return None
 
     return command
 
@@ -392,8 +470,16 @@ def _export() -> click.Command:
     @as_json
     @click.pass_context
     def command(ctx: click.Context, /, as_json: bool, **_: Any) -> None:
-        """Write RUN as the folder OUT that transformers loads with no install of this project."""
-        show(export(build_config(ExportConfig, ctx)), as_json)
+        """Write RUN as the folder OUT that transformers loads with no install of this project.
+
+        RUN may be SWEEP:NUMBER, a trial that kept its weights.
+        """
+        config = build_config(ExportConfig, ctx)
+        if ":" in config.run.name:
+            from pipeline.sweep.runs import run_of
+
+            config = config.model_copy(update={"run": run_of(str(config.run))})
+        show(export(config), as_json)
 
     return command
 

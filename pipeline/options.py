@@ -5,7 +5,7 @@ the config: what is left out comes from `--config FILE`, then from the field's d
 """
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,18 +24,19 @@ RETRIEVAL_TASKS = ("retrieval", "flickr30k", "coco", "msrvtt", "msvd")
 
 
 def config_options(
-    cls: type[Config], *, arguments: tuple[str, ...] = ()
+    cls: type[Config], *, arguments: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> Callable[[Command], Command]:
     """Add `--config FILE` and one option for each field of `cls`.
 
     Args:
         cls: the stage's config.
         arguments: fields taken as positional arguments, in this order.
+        without: fields that the command takes in a way of its own.
     """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(list(_leaves(cls))):
-            if name not in arguments:
+            if name not in (*arguments, *without):
                 command = _option(name, field)(command)
         command = click.option(
             "--config",
@@ -50,14 +51,26 @@ def config_options(
     return decorate
 
 
-def build_config(cls: type[C], context: click.Context, **fixed: Any) -> C:
+def build_config(
+    cls: type[C],
+    context: click.Context,
+    *,
+    base: Mapping[str, Any] | None = None,
+    **fixed: Any,
+) -> C:
     """Build `cls` from the config file and the flags the user typed.
+
+    Args:
+        cls: the stage's config.
+        context: of the command.
+        base: values that the file and the flags win over.
+        fixed: values that win over all.
 
     Raises:
         ConfigError: with every problem at once.
     """
     file = context.params.get("config_file")
-    values: dict[str, Any] = read_mapping(file) if file else {}
+    values: dict[str, Any] = dict(base or {}) | (read_mapping(file) if file else {})
     for name, value in context.params.items():
         if context.get_parameter_source(name) in (
             ParameterSource.COMMANDLINE,

@@ -74,7 +74,7 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
     most = max(len(layers) for _, layers, _ in panels)
     figure, axes = _figure((len(panels) * max(6.0, 1.0 + 0.75 * most), 3.8), columns=len(panels))
     for panel, (name, layers, groups) in zip(np.atleast_1d(axes), panels, strict=True):
-        _draw_layers(panel, [_short(layer) for layer in layers], groups)
+        _draw_layers(panel, [short_name(layer) for layer in layers], groups)
         panel.set_title(name, fontsize=10)
     figure.suptitle(f"Which layers the gate trusts ({split}; mean and deviation)", fontsize=10)
     return _save(figure, path)
@@ -83,7 +83,7 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
 def _confidence_panels(run: Run, split: str) -> list[tuple[str, Sequence[str], dict[str, Array]]]:
     """Return title, target layers and confidences by group of each panel."""
     if run.kind != "retrieval":
-        return [("", run.taps[:-1], _confidence_groups(run, split))]
+        return [("", run.taps[:-1], confidence_groups(run, split))]
     panels: list[tuple[str, Sequence[str], dict[str, Array]]] = []
     for tower, what, kind in (("text", "captions", "predictions"), ("media", "items", "items")):
         taps = run.tower_taps(tower)
@@ -201,7 +201,7 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
     return _save(figure, path)
 
 
-def _confidence_groups(run: Run, split: str) -> dict[str, Array]:
+def confidence_groups(run: Run, split: str) -> dict[str, Array]:
     """Return the confidences [n, N] of each true class (of all samples if there are none)."""
     records, values = _confidences(run, "predictions", split)
     labels = run.labels
@@ -226,7 +226,7 @@ def _spread(values: Array) -> Array:
     return np.stack([np.minimum(mean, deviation), deviation])
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Shorten a tap's name for an axis: "encoder.layer.03" becomes "3", others their last part."""
     last = name.rsplit(".", 1)[-1]
     if last.isdecimal():

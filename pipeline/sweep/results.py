@@ -13,6 +13,7 @@ from pipeline.sweep.importance import importances
 from pipeline.sweep.runs import Tested
 from pipeline.sweep.space import Space
 from pipeline.sweep.trial import Trial, summary
+from pipeline.sweep.units import UNITS, UnitRecord
 from pipeline.tasks.metrics import LOWER_IS_BETTER
 from pipeline.train import RunResult
 from pipeline.training.files import write_json
@@ -35,6 +36,8 @@ class SweepResult:
         refit: the run of the last fit, in the folder `best`.
         importances: share of the score's variance that each field explains.
         sizes: most trainings of a cohort, by shape, with the reason.
+        rungs: what each stretch of epochs cost: start, stop, trials, trainings, units, epochs,
+            seconds, bytes_read.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class SweepResult:
     refit: RunResult | None
     importances: Mapping[str, float]
     sizes: Mapping[str, Mapping[str, Any]]
+    rungs: tuple[dict[str, Any], ...]
 
     @property
     def params(self) -> dict[str, Any]:
@@ -68,6 +72,7 @@ class SweepResult:
             "path": str(self.path),
             "trials": list(self.trials),
             "ranked": list(self.ranked),
+            "rungs": list(self.rungs),
             "tested": tested,
             "refit": None if self.refit is None else self.refit.to_dict(),
             "importances": dict(self.importances),
@@ -148,9 +153,35 @@ def collect(
         refit=refit,
         importances=importances(space, rows, lower_is_better=metric in LOWER_IS_BETTER),
         sizes=dict(sizes),
+        rungs=tuple(rung_costs(config.out)),
     )
     write_json(config.out / RESULTS, {"best_run": BEST} | result.to_dict())
     return result
+
+
+def rung_costs(out: Path) -> list[dict[str, Any]]:
+    """Return what each stretch of epochs cost, from the records of its units."""
+    parts: dict[tuple[int, int], list[UnitRecord]] = {}
+    for file in sorted((out / UNITS).glob("*.json")):
+        record = UnitRecord.find(out, file.stem)
+        if record is not None:
+            parts.setdefault((record.start, record.stop), []).append(record)
+    rungs = []
+    for (start, stop), records in sorted(parts.items(), key=lambda part: part[0][::-1]):
+        courses = [(m, course) for record in records for m, course in record.courses.items()]
+        rungs.append(
+            {
+                "start": start,
+                "stop": stop,
+                "trials": len({member.trial for member, _ in courses}),
+                "trainings": len(courses),
+                "units": len(records),
+                "epochs": sum(len(course.history) - start for _, course in courses),
+                "seconds": sum(record.seconds for record in records),
+                "bytes_read": sum(record.bytes_read for record in records),
+            }
+        )
+    return rungs
 
 
 def shown(value: Any) -> str:

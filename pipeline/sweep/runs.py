@@ -34,12 +34,27 @@ Tested = dict[str, Interval]
 _TRIAL = re.compile(r"(.+):(\d+)")
 
 
-def parse_trial(words: str) -> tuple[Path, int] | None:
-    """Return folder and number of `SWEEP:NUMBER`; None if it is not that."""
+def parse_trial(words: str) -> tuple[Path, int]:
+    """Return folder and number of `SWEEP:NUMBER`.
+
+    Raises:
+        SweepError: it is not that, or there is no such sweep.
+    """
     found = _TRIAL.fullmatch(words)
     if found is None or not is_sweep(Path(found[1])):
-        return None
+        raise SweepError(f"{words} names no trial; give SWEEP:NUMBER, as in sweeps/tweets:12")
     return Path(found[1]), int(found[2])
+
+
+def trial_settings(words: str) -> dict[str, Any]:
+    """Return the settings of the trial `SWEEP:NUMBER`, as `train` takes them, without `out`."""
+    config = trial_config(*parse_trial(words), Path())
+    return config.model_dump(mode="json", exclude={"out"})
+
+
+def run_of(words: str) -> Path:
+    """Return the run of the trial `SWEEP:NUMBER`, or the path `words` if that is a folder."""
+    return Path(words) if Path(words).is_dir() else trial_run(*parse_trial(words))
 
 
 def trial_values(sweep: Path, number: int) -> Params:

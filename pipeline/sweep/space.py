@@ -9,12 +9,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import yaml
 from pydantic import ValidationError
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, read_mapping
 from pipeline.sweep.axis import Axis, parse_axis
 from pipeline.training.config import LoopConfig, TrainConfig
 
@@ -143,12 +145,30 @@ class Space:
         return "\n  or\n".join(lines)
 
 
-def parse_items(items: Sequence[str]) -> dict[str, str]:
-    """Return what the command line gives as `field=values`, by field.
+def read_space(config: Path | None, file: Path | None, items: Sequence[str]) -> dict[str, Any]:
+    """Return `{"space": ...}` of what the command line gives; empty if it says nothing.
+
+    Args:
+        config: file of the run or the sweep, whose key `space` counts least.
+        file: YAML or JSON of the space.
+        items: `field=values`, which win.
 
     Raises:
-        ConfigError: an item has no equals sign.
+        ConfigError: a file cannot be read, or an item has no equals sign.
     """
+    space: Any = read_mapping(config).get("space", {}) if config else {}
+    try:
+        space = space if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the space {file}: {error}") from error
+    if items and not isinstance(space, dict):
+        raise ConfigError("-s adds to a space of one mapping; the file holds something else")
+    space = space | _parse_items(items) if items else space
+    return {"space": space} if space else {}
+
+
+def _parse_items(items: Sequence[str]) -> dict[str, str]:
+    """Return what the command line gives as `field=values`, by field."""
     wrong = [item for item in items if "=" not in item]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: give field=values, as in -s lr=log:1e-4..1e-2")

@@ -185,6 +185,7 @@ def summary(trial: Trial, metric: str) -> dict[str, Any]:
         "state": trial.state,
         "score": trial.score(metric),
         "epochs": trial.trained,
+        "planned": trial.epochs,
         "rung": trial.rung,
         "seconds": trial.seconds,
         "bytes_read": round(trial.bytes_read),

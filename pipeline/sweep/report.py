@@ -1,0 +1,184 @@
+"""One page on a sweep, in one file that needs no network: charts, costs, table.
+
+Pointing at a trial shows it in all charts and in the table; about 1 KB a trial and chart.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import duration
+from pipeline.report import confidence_groups, short_name
+from pipeline.run import Run, RunError
+from pipeline.sweep import charts, page
+from pipeline.sweep.folder import BEST, REPORT, SweepError, read_config, read_results
+from pipeline.sweep.results import shown
+from pipeline.sweep.space import Space
+from pipeline.tasks.metrics import LOWER_IS_BETTER
+from pipeline.training.files import write_with
+
+STATES = (("blue", "complete"), ("grey", "pruned"), ("red", "failed"))
+
+
+def report_sweep(sweep: Path, out: Path | None = None) -> Path:
+    """Draw a finished sweep.
+
+    Args:
+        sweep: its folder.
+        out: folder of the page; the sweep's own by default.
+
+    Returns:
+        The page, `report.html`.
+
+    Raises:
+        SweepError: the sweep is not finished, or no trial has a score.
+    """
+    results = read_results(sweep)
+    if all(trial["score"] is None for trial in results["trials"]):
+        raise SweepError(f"no trial of {sweep} has a score; see the reasons in results.json")
+    target = (out or sweep) / REPORT
+    target.parent.mkdir(parents=True, exist_ok=True)
+    words = page.page(f"Sweep {sweep.resolve().name}", _body(sweep, results))
+    write_with(target, lambda file: file.write_text(words, encoding="utf-8"))
+    return target
+
+
+def _body(sweep: Path, results: Mapping[str, Any]) -> str:
+    config = read_config(sweep)
+    trials, metric = results["trials"], results["metric"]
+    lower = metric in LOWER_IS_BETTER
+    space = Space.parse(config.space)
+    logs = frozenset(a.name for branch in space.branches for a in branch if a.log)
+    rungs = [rung["stop"] for rung in results["rungs"][:-1]]
+    judged = f"{config.folds} folds of the training rows" if config.folds else "the dev split"
+    intro = (
+        f"{len(trials)} trials of a {config.run.data.kind}, points by {config.sampler}, "
+        f"pruner {config.pruner}; {judged} chose by {metric}. Point at a trial to see it "
+        "everywhere; click to keep it."
+    )
+    parts = [
+        f"<header><h1>Sweep {sweep.resolve().name}</h1><p>{intro}</p></header>",
+        page.tiles(_facts(results, config.run.epochs)),
+        page.section(
+            "Every trial at a glance",
+            "A line is a trial; the best ones are orange, the worst pale.",
+            charts.parallel(trials, metric, lower=lower, logs=logs),
+            wide=True,
+        ),
+        page.pair(
+            page.section(
+                "History",
+                page.key([*STATES, ("orange", "best complete one so far")]),
+                charts.history(trials, metric, lower=lower),
+            ),
+            page.section(
+                "Learning curves",
+                "Best dev score up to each epoch; rungs are dashed, the winner is orange.",
+                charts.curves(trials, metric, rungs, results["best"]),
+            ),
+        ),
+        page.pair(_importance(results), _confidence(sweep)),
+        page.section("Cost", _cost_note(results), _costs(results), wide=True),
+        page.section("Trials", _trials_note(sweep), _table(results), wide=True),
+    ]
+    return "".join(parts)
+
+
+def _facts(results: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
+    trials, metric, best = results["trials"], results["metric"], results["best"]
+    facts = []
+    if best is not None:
+        facts.append((f"{trials[best]['score']:.4f}", f"best dev {metric}, trial {best}"))
+        for name, value in results["tested"].get(str(best), {}).items():
+            interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
+            facts.append((f"{value['value']:.3f}", f"its test {name}, 95 % in {interval}"))
+    trained = sum(trial["epochs"] for trial in trials)
+    whole = sum(trial["planned"] for trial in trials)
+    ended = sum(trial["state"] == "complete" for trial in trials)
+    facts.append((f"{ended} of {len(trials)}", "trials trained to their end"))
+    facts.append((f"{trained / max(1, whole):.0%}", f"of the epochs, {trained:,} of {whole:,}"))
+    facts.append((duration(sum(t["seconds"] for t in trials)), "of training, all workers together"))
+    read = sum(trial["bytes_read"] for trial in trials) / len(trials)
+    facts.append((f"{read / 1e6:,.1f} MB", "of activations read for a trial, on average"))
+    return facts
+
+
+def _importance(results: Mapping[str, Any]) -> str:
+    shares = results["importances"]
+    if not shares:
+        return page.section("Importance", "Too few trials, or equal scores, to tell.", "")
+    note = "Share of the variance of the scores after the first rung that each field explains."
+    return page.section("Importance", note, charts.importance(shares))
+
+
+def _confidence(sweep: Path) -> str:
+    """Return the card of the winner's confidence; it says so where there is no winner's run."""
+    for split in ("test", "dev"):
+        try:
+            run = Run.open(sweep / BEST)
+            groups = confidence_groups(run, split)
+        except RunError:
+            continue
+        layers = [short_name(tap) for tap in run.taps[:-1]]
+        note = f"How much the winner trusts each layer ({split}; mean and deviation)."
+        return page.section("Layers of the winner", note, charts.confidence(layers, groups))
+    return page.section("Layers of the winner", "The winner was not trained again (refit).", "")
+
+
+def _cost_note(results: Mapping[str, Any]) -> str:
+    sizes = {(s["size"], s["reason"]) for s in results["sizes"].values()}
+    said = "; ".join(f"{size}: {reason}" for size, reason in sorted(sizes))
+    return f"Trainings of one shape share each read of the cache. Most in a cohort: {said}."
+
+
+def _costs(results: Mapping[str, Any]) -> str:
+    head = ["epochs", "trials", "trainings", "units", "epochs trained", "seconds", "MB read"]
+    rows: list[list[tuple[str, object]]] = []
+    for rung in results["rungs"]:
+        values = [rung[name] for name in ("trials", "trainings", "units", "epochs")]
+        seconds, read = rung["seconds"], rung["bytes_read"] / 1e6
+        cells: list[tuple[str, object]] = [(f"{rung['start']} - {rung['stop']}", rung["start"])]
+        cells += [(f"{value:,}", value) for value in values]
+        rows.append([*cells, (f"{seconds:,.1f}", seconds), (f"{read:,.1f}", read)])
+    return page.table(head, rows)
+
+
+def _trials_note(sweep: Path) -> str:
+    command = f"unipt train --from-trial {sweep}:NUMBER RUN"
+    return (
+        f"Click a column to sort. Any trial is trained again by <code>{command}</code>; those with "
+        f"a test score kept their weights: <code>unipt export {sweep}:NUMBER MODEL</code>."
+    )
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    trials, metric = results["trials"], results["metric"]
+    names = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
+    head = ["trial", f"dev {metric}", f"test {metric}", "state", "epochs", "seconds", "MB", *names]
+    last = len(trials)
+    places = {number: place for place, number in enumerate(results["ranked"])}
+    ordered = sorted(trials, key=lambda t: (places.get(t["number"], last), t["number"]))
+    rows = []
+    for trial in ordered:
+        score = trial["score"]
+        tested = results["tested"].get(str(trial["number"]), {}).get(metric)
+        read = trial["bytes_read"] / 1e6
+        cells: list[tuple[str, object]] = [
+            (str(trial["number"]), trial["number"]),
+            ("" if score is None else f"{score:.4f}", "" if score is None else score),
+            _interval(tested),
+            (trial["state"], trial["state"]),
+            (str(trial["epochs"]), trial["epochs"]),
+            (f"{trial['seconds']:,.1f}", trial["seconds"]),
+            (f"{read:,.1f}", read),
+        ]
+        values = [trial["params"].get(name, "") for name in names]
+        rows.append([*cells, *((shown(value), value) for value in values)])
+    numbers = [trial["number"] for trial in ordered]
+    return f'<div class="scroll">{page.table(head, rows, trials=numbers)}</div>'
+
+
+def _interval(tested: Mapping[str, float] | None) -> tuple[str, object]:
+    if tested is None:
+        return "", ""
+    return f"{tested['value']:.3f} [{tested['low']:.3f}, {tested['high']:.3f}]", tested["value"]
