@@ -175,6 +175,9 @@ class _Cohort:
             if trial.state is not None:
                 self._restore(row, trial.state)
         self.targets = target_tensor(setup)
+        self.gradient = torch.empty_like(self.model.flat, requires_grad=False)  # [K, P]
+        # on a CPU bfloat16 states make the large products bfloat16; the rest gains nothing by it
+        self.autocast = self.shared.precision == "bfloat16" and setup.device.type != "cpu"
 
     def _restore(self, row: int, state: TrialState) -> None:
         """Put moments and average of a trial back."""
@@ -205,20 +208,21 @@ class _Cohort:
         """Take one step with all trials; return their losses ``[K]``."""
         device, model = self.setup.device, self.model
         states, offsets = training_states(self.shared, batch, device, epoch=epoch, number=number)
-        low = self.shared.precision == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            logits = model(states, offsets=offsets).logits  # [K, B, C]
         targets = self.targets[batch.index].to(device)
-        losses = torch.stack(
-            [task.loss(row, targets) for task, row in zip(self.tasks, logits, strict=True)]
-        )
-        model.flat.grad = None
-        torch.autograd.backward(losses.sum())
-        if model.flat.grad is None:
-            raise RuntimeError("the losses do not depend on the weights")
+        shared = model.share(states, offsets)
+        losses = torch.zeros(len(model), device=device)
+        for rows in model.portions(states):  # a portion's activations are gone before the next
+            weights = model.flat[rows].detach().requires_grad_()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+                logits = model.predict(weights, shared, rows).logits  # [k, B, C]
+            own = torch.stack(
+                [task.loss(row, targets) for task, row in zip(self.tasks[rows], logits, strict=True)]
+            )
+            (self.gradient[rows],) = torch.autograd.grad(own.sum(), weights)
+            losses[rows] = own.detach()
         step = epoch * len(self.loader) + number
-        self.optimizer.step(model.flat, model.flat.grad, losses, step)
-        return losses.detach()
+        self.optimizer.step(model.flat, self.gradient, losses, step)
+        return losses
 
     def _scored(self) -> Tensor:
         """Weights that are scored and kept, ``[K, P]``: the averages, where a trial has one."""
@@ -283,6 +287,7 @@ class _Cohort:
             return
         self.model.select(kept)
         self.optimizer.select(kept)
+        self.gradient = self.gradient[: len(kept)]
         self.trials = [self.trials[row] for row in kept]
         self.progress = [self.progress[row] for row in kept]
         self.tasks = [self.tasks[row] for row in kept]

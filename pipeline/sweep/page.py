@@ -48,7 +48,8 @@ path.curve, path.line { fill: none; stroke-width: 1.5; }
 .shade6 { stroke: var(--s6); } .shade7 { stroke: var(--s7); } .shade8 { stroke: var(--s8); }
 .shade9 { stroke: var(--s9); stroke-width: 2.2; }
 .bar, .group0 { fill: var(--blue); } .group1 { fill: var(--orange); }
-.group2 { fill: var(--green); } .group3 { fill: var(--violet); } .group4 { fill: var(--red); } .group5 { fill: var(--grey); }
+.group2 { fill: var(--green); } .group3 { fill: var(--violet); }
+.group4 { fill: var(--red); } .group5 { fill: var(--grey); }
 [data-trial] { cursor: pointer; }
 svg .on { stroke: var(--ink) !important; opacity: 1 !important; }
 svg path.on { stroke-width: 3.4; } svg circle.on { stroke-width: 2.4; }
