@@ -131,8 +131,14 @@ class Feed:
     @cached_property
     def _needed(self) -> list[Ints]:
         """Blocks of each stack that the samples lie in."""
-        used = np.unique(self.samples)
-        return [np.unique(self.cache.places(group.stack, used)[0]) for group in self.groups]
+        samples, table = self.samples.reshape(-1), self.cache.table
+        sizes = self.cache.geometry.block_tokens
+        return [
+            table.blocks(samples, group.stack.axis, sizes[group.stack.axis])
+            if group.stack.ragged
+            else np.flatnonzero(np.bincount(table.block[samples]))
+            for group in self.groups
+        ]
 
     def _most_rows(self, group: TapGroup, limits: Limits) -> int:
         """Rows of the largest batch there can be."""

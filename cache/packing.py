@@ -33,6 +33,13 @@ class BlockTable:
         row = expand(first, length)
         return row // block_tokens, row % block_tokens
 
+    def blocks(self, samples: Ints, axis: str, block_tokens: int) -> Ints:
+        """Return the blocks that hold a token of `samples`, each once, ascending."""
+        length = self.length[axis][samples]
+        first = self.block[samples] * block_tokens + self.start[axis][samples]
+        low, high = first // block_tokens, (first + length - 1) // block_tokens
+        return np.flatnonzero(np.bincount(expand(low, np.where(length > 0, high - low + 1, 0))))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packing:
