@@ -87,7 +87,7 @@ def show(report: Any, as_json: bool) -> None:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+cache_argument = click.argument("cache")
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -179,7 +179,7 @@ def _inspect() -> click.Command:
     @click.command()
     @cache_argument
     @as_json
-    def command(cache: Path, as_json: bool) -> None:
+    def command(cache: str, as_json: bool) -> None:
         """Describe the cache CACHE without reading its activations."""
         show(info(cache), as_json)
 
@@ -194,7 +194,7 @@ def _verify() -> click.Command:
     @cache_argument
     @click.option("--repair", is_flag=True, help="Mark what is damaged to be extracted again.")
     @as_json
-    def command(cache: Path, repair: bool, as_json: bool) -> None:
+    def command(cache: str, repair: bool, as_json: bool) -> None:
         """Read the whole cache CACHE; exit with status 1 if anything is damaged.
 
         After --repair the command that made the cache redoes exactly what was damaged.
@@ -210,9 +210,8 @@ def _verify() -> click.Command:
 def _cache() -> click.Command:
     from cache import StorageType, append, convert, export_taps, gc, ls, merge
 
-    folder = click.argument("folder", type=click.Path(path_type=Path))
-    out = click.argument("out", type=click.Path(path_type=Path))
-    parts = click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+    folder, out = click.argument("folder"), click.argument("out")
+    parts = click.argument("parts", nargs=-1, required=True)
 
     @click.group()
     def group() -> None:
@@ -221,25 +220,25 @@ def _cache() -> click.Command:
     @group.command("ls")
     @folder
     @as_json
-    def list_caches(folder: Path, as_json: bool) -> None:
+    def list_caches(folder: str, as_json: bool) -> None:
         """List the caches below FOLDER: state, samples, taps, bytes, origin."""
         show(ls(folder), as_json)
 
     @group.command("append", epilog="Example: unipt cache append all.zarr new.zarr --out both.zarr")
     @cache_argument
     @parts
-    @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new cache.")
+    @click.option("--out", required=True, help="The new cache.")
     @as_json
-    def append_rows(cache: Path, parts: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    def append_rows(cache: str, parts: tuple[str, ...], out: str, as_json: bool) -> None:
         """Write CACHE with the new rows of the caches PARTS; its whole shards are linked."""
         show(append(cache, parts, out), as_json)
 
     @group.command("merge", epilog="Example: unipt cache merge a.zarr b.zarr --out both.zarr")
     @parts
-    @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new cache.")
+    @click.option("--out", required=True, help="The new cache.")
     @click.option("--seed", default=0, show_default=True, help="Seed of the order on disk.")
     @as_json
-    def merge_caches(parts: tuple[Path, ...], out: Path, seed: int, as_json: bool) -> None:
+    def merge_caches(parts: tuple[str, ...], out: str, seed: int, as_json: bool) -> None:
         """Merge the caches PARTS of one backbone into one."""
         show(merge(parts, out, seed=seed), as_json)
 
@@ -248,7 +247,7 @@ def _cache() -> click.Command:
     @out
     @click.option("--taps", required=True, multiple=True, help="Name of a tap to keep.")
     @as_json
-    def narrow(cache: Path, out: Path, taps: tuple[str, ...], as_json: bool) -> None:
+    def narrow(cache: str, out: str, taps: tuple[str, ...], as_json: bool) -> None:
         """Write some taps of CACHE into the new cache OUT."""
         show(export_taps(cache, taps, out), as_json)
 
@@ -260,7 +259,7 @@ def _cache() -> click.Command:
     @click.option("--block-tokens", type=int, help="Tokens of a block.")
     @click.option("--blocks-per-shard", type=int, help="Blocks of a shard file.")
     @as_json
-    def change(cache: Path, out: Path, *, as_json: bool, **options: Any) -> None:
+    def change(cache: str, out: str, *, as_json: bool, **options: Any) -> None:
         """Write CACHE into the new cache OUT in another type or layout."""
         options["taps"] = options["taps"] or None
         show(convert(cache, out, **options), as_json)
@@ -268,7 +267,7 @@ def _cache() -> click.Command:
     @group.command("gc")
     @folder
     @click.option("--yes", is_flag=True, help="Delete without asking.")
-    def collect(folder: Path, yes: bool) -> None:
+    def collect(folder: str, yes: bool) -> None:
         """List what interrupted work has left below FOLDER, and delete it when told to."""
         found = gc(folder)
         click.echo(found.render())

@@ -16,8 +16,10 @@ from .errors import (
     CacheLocked,
     CacheNotFound,
     CacheTooLarge,
+    CacheUnreachable,
     CacheVersionError,
     FingerprintMismatch,
+    InvalidLocation,
     InvalidTap,
     ShardMisaligned,
 )
@@ -27,6 +29,7 @@ from .info import CacheInfo, info
 from .joint import JointBatch, JointLoader
 from .layout import CacheLayout, plan_layout
 from .loader import Batch, Loader
+from .location import Location, ObjectPath, parse_location
 from .maintain import (
     CacheEntry,
     GcReport,
@@ -62,12 +65,14 @@ __all__ = [
     "CacheLocked",
     "CacheNotFound",
     "CacheTooLarge",
+    "CacheUnreachable",
     "CacheVersionError",
     "CacheWriter",
     "Calibration",
     "Fingerprint",
     "FingerprintMismatch",
     "GcReport",
+    "InvalidLocation",
     "InvalidTap",
     "JointBatch",
     "JointLoader",
@@ -75,6 +80,8 @@ __all__ = [
     "Leftover",
     "Listing",
     "Loader",
+    "Location",
+    "ObjectPath",
     "Part",
     "RewriteReport",
     "ShardBuffer",
@@ -94,6 +101,7 @@ __all__ = [
     "info",
     "ls",
     "merge",
+    "parse_location",
     "plan_layout",
     "verify",
 ]

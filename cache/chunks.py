@@ -9,6 +9,7 @@ with the file in the page cache, verifying made reading 1.4 times as long (15 ag
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from .errors import CacheDamaged, CacheIncomplete
 from .files import crc32c
 from .geometry import Geometry
 from .ledger import Entry
+from .location import Location
 from .spec import Bytes, Ints, Stack
 from .zarr3 import CRC_BYTES, WAY_OUT, ShardIndex, parse_tail, tail_size
 
@@ -30,6 +32,9 @@ _MAX_RUN_BYTES = 2**20
 class ChunkReader:
     """The chunks of one stack. Safe to share between threads: it holds no open file.
 
+    Attributes:
+        requests: threads that read blocks of a store that is far away, instead of the caller's.
+
     Args:
         root: of the cache.
         geometry: of the cache.
@@ -40,13 +45,14 @@ class ChunkReader:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         geometry: Geometry,
         stack: Stack,
         finished: Mapping[int, Entry],
         verify: Verify,
     ) -> None:
         self.stack = stack
+        self.requests: Executor | None = None
         self._root = root
         self._geometry = geometry
         self._finished = finished
@@ -67,31 +73,40 @@ class ChunkReader:
             CacheIncomplete: the block's shard is not written yet.
             CacheDamaged: missing or short file, or a checksum that fails.
         """
-        shard = block // self._geometry.blocks_per_shard
-        if shard not in self._finished:
-            raise CacheIncomplete(
-                f"shard {shard} of {self._root} is not written yet; run the extraction again"
-            )
-        path = self._root / self._geometry.shard_path(self.stack, shard)
+        shard = self._shard_of(block)
+        path = Path(str(self._root), self._geometry.shard_path(self.stack, shard))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{path} is missing; {WAY_OUT}") from error
         try:
-            index = self._shard_index(fd, shard, path)
-            first = (block - self._geometry.blocks_of(shard).start) * len(self.stack.taps)
-            wanted = first + np.asarray(taps, np.int64)
-            offsets, crcs = index.offsets[wanted], index.crcs[wanted]
+            offsets, crcs = self._select(self._shard_index(fd, shard, path), block, taps)
             for run in self._runs(offsets):
                 stored = self._read_run(fd, int(offsets[run.start]), into[run], path)
                 self._check(block, taps[run], into[run], stored, crcs[run])
         finally:
             os.close(fd)
 
-    def _runs(self, offsets: Ints) -> Iterator[slice]:
+    def _shard_of(self, block: int) -> int:
+        shard = block // self._geometry.blocks_per_shard
+        if shard not in self._finished:
+            raise CacheIncomplete(
+                f"shard {shard} of {self._root} is not written yet; run the extraction again"
+            )
+        return shard
+
+    def _select(
+        self, index: ShardIndex, block: int, taps: Sequence[int]
+    ) -> tuple[Ints, NDArray[np.uint32]]:
+        """Return offsets and checksums of some taps of a block."""
+        first = block % self._geometry.blocks_per_shard * len(self.stack.taps)
+        wanted = first + np.asarray(taps, np.int64)
+        return index.offsets[wanted], index.crcs[wanted]
+
+    def _runs(self, offsets: Ints, most: int = _MAX_RUN_BYTES) -> Iterator[slice]:
         """Yield neighbouring chunks, few enough that checking finds them in the core's cache."""
         stride = self._chunk_bytes + CRC_BYTES
-        limit = max(1, min(_MAX_RUN, _MAX_RUN_BYTES // stride))
+        limit = max(1, min(_MAX_RUN, most // stride))
         low = 0
         for high in range(1, len(offsets) + 1):
             split = high == len(offsets) or offsets[high] != offsets[high - 1] + stride
@@ -113,19 +128,26 @@ class ChunkReader:
         known = self._index.get(shard)
         if known is not None:
             return known
-        geometry, stack = self._geometry, self.stack
         size = os.fstat(fd).st_size
-        if size != geometry.shard_bytes(stack, shard):
+        if size != self._geometry.shard_bytes(self.stack, shard):
             raise CacheDamaged(
                 f"{path} holds {size} bytes, not the size it was written with; {WAY_OUT}"
             )
+        length = self._tail_bytes(shard)
+        return self._keep_index(os.pread(fd, length, size - length), shard, path)
+
+    def _tail_bytes(self, shard: int) -> int:
+        """Bytes of a shard file behind its chunks."""
+        geometry, stack = self._geometry, self.stack
         n_chunks = len(geometry.blocks_of(shard)) * len(stack.taps)
-        length = tail_size(n_chunks, geometry.entries(stack))
-        tail = np.frombuffer(os.pread(fd, length, size - length), np.uint8)
+        return tail_size(n_chunks, geometry.entries(stack))
+
+    def _keep_index(self, tail: bytes | Bytes, shard: int, path: Location) -> ShardIndex:
+        geometry, stack = self._geometry, self.stack
         known = self._index[shard] = parse_tail(
-            tail,
-            size=size,
-            n_chunks=n_chunks,
+            np.frombuffer(tail, np.uint8),
+            size=geometry.shard_bytes(stack, shard),
+            n_chunks=len(geometry.blocks_of(shard)) * len(stack.taps),
             chunk_bytes=self._chunk_bytes,
             checksum=self._finished[shard].files[stack.name][1],
             where=str(path),

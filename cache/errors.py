@@ -29,6 +29,14 @@ class CacheLocked(CacheError, BlockingIOError):
     """Another process is writing this cache."""
 
 
+class InvalidLocation(CacheError, ValueError):
+    """A URL names no place for a cache."""
+
+
+class CacheUnreachable(CacheError, ConnectionError):
+    """An object store does not answer, or refuses; the message says what may help."""
+
+
 class CacheFull(CacheError, OSError):
     """The disk (or a quota or limit) has no room for the next file; finished shards are safe."""
 

@@ -1,7 +1,8 @@
 """Files that survive a crash: atomic writes, the writer's lock, clear errors for a full disk.
 
 A file appears under its name only when all its bytes are on the disk: temporary name, fsync,
-rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file.
+rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file. In an object store each of
+these is one request.
 """
 
 import errno
@@ -11,10 +12,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
 from .errors import CacheDamaged, CacheFull, CacheLocked, CacheTooLarge
+from .location import Location, ObjectPath
 from .memory import available_memory
 from .spec import Bytes
 
@@ -56,13 +59,21 @@ def room_needed(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, data: bytes | Bytes) -> None:
+def write_atomic(path: Location, data: bytes | Bytes, *, alone: bool = True) -> None:
     """Put `data` under `path` whole or not at all, on the disk before the call returns.
+
+    Args:
+        path: of the file.
+        data: its content.
+        alone: no other process writes this file meanwhile; else the temporary name is unique.
 
     Raises:
         CacheFull: no space left; nothing remains of the attempt.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    if isinstance(path, ObjectPath):
+        path.write(data)
+        return
+    partial = path.with_name(path.name + ("" if alone else f".{token_hex(6)}") + PARTIAL)
     with room_needed(path):
         try:
             with partial.open("wb", buffering=0) as file:
@@ -113,9 +124,9 @@ def _write_all(fd: int, data: bytes | Bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def make_folders(path: Path) -> None:
-    """Create `path` and its missing parents, durably."""
-    if path.is_dir():
+def make_folders(path: Location) -> None:
+    """Create `path` and its missing parents, durably; an object store has none."""
+    if isinstance(path, ObjectPath) or path.is_dir():
         return
     make_folders(path.parent)
     with room_needed(path):
@@ -132,7 +143,19 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def read_exact(path: Path, size: int) -> Bytes:
+def holds(path: Location, content: bytes) -> bool:
+    """Return whether a small file has exactly this content."""
+    return find_size(path) == len(content) and path.read_bytes() == content
+
+
+def remove(path: Location) -> None:
+    """Delete a file, durably."""
+    path.unlink()
+    if isinstance(path, Path):
+        sync_folder(path.parent)
+
+
+def read_exact(path: Location, size: int) -> Bytes:
     """Read a whole file whose size is known; nothing is allocated for a wrong one.
 
     Raises:
@@ -147,21 +170,31 @@ def read_exact(path: Path, size: int) -> Bytes:
             f"{path} holds {size} bytes, more than the memory that is free; use a larger machine, "
             "or, if the cache should be small, extract it again"
         )
+    if isinstance(path, ObjectPath):
+        return np.frombuffer(path.read_bytes(), np.uint8)
     return np.fromfile(path, dtype=np.uint8)
 
 
-def file_size(path: Path) -> int:
+def file_size(path: Location) -> int:
     """Return the size of a file in bytes.
 
     Raises:
         CacheDamaged: there is no such file.
     """
+    size = find_size(path)
+    if size is None:
+        raise CacheDamaged(f"{path} is missing; extract again into this folder to restore it")
+    return size
+
+
+def find_size(path: Location) -> int | None:
+    """Return the size of a file in bytes, or None if there is none."""
+    if isinstance(path, ObjectPath):
+        return path.size()
     try:
         return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheDamaged(
-            f"{path} is missing; extract again into this folder to restore it"
-        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def is_locked(path: Path) -> bool:
@@ -210,6 +243,9 @@ class WriterLock:
     def held(self) -> bool:
         """Whether this object still holds the lock."""
         return self._fd is not None
+
+    def renew(self) -> None:
+        """Do nothing: this lock ends with its process only."""
 
     def release(self) -> None:
         """Give the lock up; a second call does nothing."""

@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from .geometry import COMPLETE
+from .location import Location
 from .reader import Cache
 
 
@@ -19,7 +20,7 @@ class CacheInfo:
         origin: what its maker noted: names, places, versions.
     """
 
-    path: Path
+    path: Location
     complete: bool
     shards: int
     shards_finished: int
@@ -58,7 +59,7 @@ class CacheInfo:
         )
 
 
-def info(path: str | Path) -> CacheInfo:
+def info(path: str | Location) -> CacheInfo:
     """Summarise the cache at `path` from its metadata and index.
 
     Raises:
@@ -68,8 +69,7 @@ def info(path: str | Path) -> CacheInfo:
     geometry = cache.geometry
     return CacheInfo(
         path=cache.path,
-        complete=len(cache.finished) == geometry.n_shards
-        and (cache.path / "COMPLETE.json").is_file(),
+        complete=len(cache.finished) == geometry.n_shards and (cache.path / COMPLETE).is_file(),
         shards=geometry.n_shards,
         shards_finished=len(cache.finished),
         dtype=geometry.dtype,

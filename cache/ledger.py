@@ -8,10 +8,10 @@ configuration, and a CRC-32C of the line itself. Cost: about 200 bytes and one f
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from .errors import CacheDamaged
 from .files import crc32c
+from .location import Location
 
 _SEAL = ',"crc":"'
 
@@ -58,7 +58,7 @@ def parse_line(line: bytes) -> Entry | None:
         return None
 
 
-def read_ledger(path: Path, *, tolerant: bool) -> dict[int, Entry]:
+def read_ledger(path: Location, *, tolerant: bool) -> dict[int, Entry]:
     """Read a ledger; the last line of a shard wins, and a torn last line does not count.
 
     Args:

@@ -5,19 +5,29 @@ a shard file (about 2 us).
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import zarr3
 from .errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
-from .files import crc32c, file_size, read_exact
+from .files import crc32c, file_size, find_size, read_exact
 from .fingerprint import Fingerprint, digest
-from .geometry import COMPLETE, LEDGER, MANIFEST, ORIGIN, ROOT, Geometry, parse_manifest
+from .geometry import (
+    ACTIVATIONS,
+    COMPLETE,
+    LEDGER,
+    MANIFEST,
+    ORIGIN,
+    ROOT,
+    Geometry,
+    parse_manifest,
+)
 from .layout import encode_complete
 from .ledger import Entry, read_ledger
+from .location import Location, ObjectPath
 from .spec import Bytes, Stack
 
 MAX_METADATA = 2**26
@@ -28,7 +38,7 @@ MAX_METADATA = 2**26
 class Manifest:
     """What the root metadata of a cache says; `root` is the file's content."""
 
-    path: Path
+    path: Location
     root: bytes
     manifest: dict[str, Any]
     geometry: Geometry
@@ -37,7 +47,7 @@ class Manifest:
     index_crcs: dict[str, str]
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Location) -> Manifest:
     """Read and check the root metadata.
 
     Raises:
@@ -46,9 +56,14 @@ def read_manifest(path: Path) -> Manifest:
         CacheDamaged: unreadable.
     """
     file = path / ROOT
-    if not file.is_file():
-        raise CacheNotFound(f"no cache in {path} ({ROOT} is missing); extract one there first")
-    content = read_small(file)
+    if not isinstance(file, ObjectPath) and not file.is_file():
+        raise _not_found(path)
+    try:
+        content = read_small(file)
+    except CacheDamaged as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _not_found(path) from error
+        raise
     try:
         attributes = json.loads(content)["attributes"]
         if MANIFEST not in attributes:
@@ -79,8 +94,17 @@ def read_manifest(path: Path) -> Manifest:
     )
 
 
-def read_small(file: Path) -> bytes:
+def _not_found(path: Location) -> CacheNotFound:
+    return CacheNotFound(f"no cache in {path} ({ROOT} is missing); extract one there first")
+
+
+def read_small(file: Location) -> bytes:
     """Read a metadata file, refusing absurd sizes with `CacheDamaged`."""
+    if isinstance(file, ObjectPath):  # one request
+        try:
+            return file.read(MAX_METADATA)[0]
+        except (FileNotFoundError, ValueError) as error:
+            raise CacheDamaged(f"{file} is missing or absurdly large; extract again") from error
     size = file_size(file)
     if size > MAX_METADATA:
         raise CacheDamaged(f"{file} holds {size} bytes, more than any metadata; extract again")
@@ -117,9 +141,18 @@ def read_finished(found: Manifest, *, allow_incomplete: bool) -> dict[int, Entry
     geometry = found.geometry
     if complete and (len(entries) != geometry.n_shards or set(entries) != set(range(len(entries)))):
         raise CacheDamaged(f"{ledger} does not list the {geometry.n_shards} shards; extract again")
+    sizes = shard_sizes(found.path) if entries else find_size
     for shard, entry in entries.items():
-        _check_entry(found, shard, entry)
+        _check_entry(found, shard, entry, sizes)
     return entries
+
+
+def shard_sizes(root: Location) -> Callable[[Location], int | None]:
+    """Return what tells the size of a file below `root`; of a store's objects from one listing."""
+    if not isinstance(root, ObjectPath):
+        return find_size
+    listed = {str(root / ACTIVATIONS / n): size for n, size in (root / ACTIVATIONS).below().items()}
+    return lambda path: listed.get(str(path))
 
 
 def inspect_shard(
@@ -157,7 +190,7 @@ def read_index(found: Manifest, name: str) -> np.ndarray[Any, Any]:
     return body.view(np.dtype(data_type).newbyteorder("<")).reshape(shape)
 
 
-def _check_complete(found: Manifest, ledger: Path) -> None:
+def _check_complete(found: Manifest, ledger: Location) -> None:
     content = ledger.read_bytes() if ledger.is_file() else b""
     record = found.path / COMPLETE
     if read_small(record) == encode_complete(found.geometry, found.root, content):
@@ -175,13 +208,17 @@ def _check_complete(found: Manifest, ledger: Path) -> None:
     )
 
 
-def _check_entry(found: Manifest, shard: int, entry: Entry) -> None:
+def _check_entry(
+    found: Manifest, shard: int, entry: Entry, sizes: Callable[[Location], int | None]
+) -> None:
     geometry = found.geometry
     if not 0 <= shard < geometry.n_shards or entry.config != digest(found.root):
         raise CacheDamaged(f"{found.path / LEDGER}: shard {shard} belongs to another cache")
     for stack in geometry.stacks:
         path = found.path / geometry.shard_path(stack, shard)
-        size, wanted = file_size(path), geometry.shard_bytes(stack, shard)
+        size, wanted = sizes(path), geometry.shard_bytes(stack, shard)
+        if size is None:
+            file_size(path)  # raises, saying so
         if size != wanted or entry.files.get(stack.name, (0, ""))[0] != wanted:
             raise CacheDamaged(
                 f"{path} holds {size} bytes instead of {wanted}; extract again into the folder: "

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -18,10 +17,13 @@ from torch import Tensor
 from .chunks import ChunkReader, Verify
 from .errors import CacheDamaged, InvalidTap
 from .fingerprint import Fingerprint
+from .geometry import Geometry
 from .layout import check_keys
 from .ledger import Entry
+from .location import Location, ObjectPath, parse_location
 from .manifest import Manifest, check_children, read_finished, read_index, read_manifest
 from .packing import BlockTable
+from .remote import BLOCKS, RemoteChunkReader
 from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
 from .store import BlockStore, Factors
 
@@ -40,7 +42,7 @@ class Cache:
     """A cache open for reading; use `open`.
 
     Attributes:
-        path: of the folder.
+        path: of the folder, or in the object store.
         geometry: shapes and sizes.
         fingerprint: what the cache holds.
         origin: what its maker noted: names, places, versions.
@@ -67,29 +69,31 @@ class Cache:
         self._keys: Bytes = index["keys"]
         self._ids = index["row_id_bytes"]
         self._id_offsets: Ints = index["row_id_offsets"]
+        self._at_once = BLOCKS if isinstance(self.path, ObjectPath) else 1
         self._lock = threading.Lock()
         self._shared: WeakValueDictionary[tuple[str, ...], BlockStore] = WeakValueDictionary()
         _check_table(self)
         self._readers = {
-            stack.name: ChunkReader(self.path, self.geometry, stack, finished, verify)
+            stack.name: _reader(self.path, self.geometry, stack, finished, verify)
             for stack in self.geometry.stacks
         }
 
     @classmethod
     def open(
-        cls, path: str | Path, *, allow_incomplete: bool = False, verify: Verify = "always"
+        cls, path: str | Location, *, allow_incomplete: bool = False, verify: Verify = "always"
     ) -> "Cache":
         """Open a cache.
 
         Args:
-            path: of the folder.
+            path: of the folder, or the URL of a prefix in an object store (`s3://bucket/name`).
             allow_incomplete: also open an unfinished one; only finished shards can be read.
             verify: when chunk checksums are checked: "always", at the "first" touch, or "never".
 
         Raises:
             CacheNotFound, CacheVersionError, CacheIncomplete, CacheDamaged: as they say.
+            CacheUnreachable: the object store does not answer.
         """
-        found = read_manifest(Path(path))
+        found = read_manifest(parse_location(path))
         check_children(found)
         return cls(found, read_finished(found, allow_incomplete=allow_incomplete), verify)
 
@@ -266,10 +270,22 @@ class Cache:
         result: dict[str, Tensor] = {}
         for group in self.group_taps(names):
             blocks, rows = self.places(group.stack, samples)
-            # one block at a time: few bytes beside the result
-            values = self.store(group.taps, capacity=1).gather(blocks, rows)
+            # few blocks at a time: few bytes beside the result
+            values = self.store(group.taps, capacity=self._at_once).gather(blocks, rows)
             result |= dict(zip(group.taps, values, strict=True))
         return {name: result[name] for name in names}
+
+
+def _reader(
+    root: Location,
+    geometry: Geometry,
+    stack: Stack,
+    finished: Mapping[int, Entry],
+    verify: Verify,
+) -> ChunkReader:
+    if isinstance(root, ObjectPath):
+        return RemoteChunkReader(root, geometry, stack, finished, verify)
+    return ChunkReader(root, geometry, stack, finished, verify)
 
 
 def _rms(found: Manifest, index: dict[str, Array]) -> dict[str, Tensor]:

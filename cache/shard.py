@@ -7,7 +7,6 @@ to find the largest magnitude, one to copy.
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
 from .files import make_folders, write_atomic
 from .layout import CacheLayout
 from .ledger import Entry
+from .location import Location
 from .packing import BlockTable
 from .quantize import MAX_PEAK, quantize, token_peaks
 from .spec import TORCH_TYPES, Bytes, Ints, Stack
@@ -175,8 +175,13 @@ class ShardBuffer:
                 f"{self.layout.describe(left[0])}); put all of them before leaving the block"
             )
 
-    def write(self, root: Path, config: str) -> Entry:
+    def write(self, root: Location, config: str, *, alone: bool = True) -> Entry:
         """Seal the shard, write its files, and return the ledger entry that makes them count.
+
+        Args:
+            root: of the cache.
+            config: digest of its root metadata.
+            alone: no other process may be writing the same shard.
 
         Raises:
             ShardMisaligned: samples have not been put.
@@ -191,7 +196,7 @@ class ShardBuffer:
             crcs[stack.name] = seal_shard(raw, chunks, entries, size)
             path = root / geometry.shard_path(stack, self.shard)
             make_folders(path.parent)
-            write_atomic(path, raw)
+            write_atomic(path, raw, alone=alone)
         return self.layout.entry(self.shard, crcs, config)
 
     def release(self) -> dict[str, Bytes]:

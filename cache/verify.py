@@ -8,15 +8,16 @@ deleted or changed here.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .errors import CacheDamaged, CacheIncomplete
-from .files import WriterLock, read_exact, sync_folder, write_atomic
+from .files import holds, make_folders, read_exact, remove, write_atomic
 from .fingerprint import digest
-from .geometry import COMPLETE, LEDGER, LOCK, ROOT
+from .geometry import COMPLETE, LEDGER, ROOT
 from .layout import encode_complete
+from .lease import lock_writing
 from .ledger import Entry, encode_ledger, read_ledger
+from .location import Location, parse_location
 from .manifest import Manifest, inspect_shard, read_manifest
 from .reader import Cache
 
@@ -94,7 +95,7 @@ class _Findings:
 
 
 def verify(
-    path: str | Path, *, repair: bool = False, progress: Progress | None = None
+    path: str | Location, *, repair: bool = False, progress: Progress | None = None
 ) -> VerifyReport:
     """Read every shard file of a cache and compare all checksums.
 
@@ -110,7 +111,7 @@ def verify(
         CacheDamaged: `repair`, but root metadata and ledger are of different caches.
         CacheLocked: `repair`, and another process writes it.
     """
-    root = Path(path)
+    root = parse_location(path)
     found = read_manifest(root)
     if not repair:
         if not (root / COMPLETE).is_file():
@@ -119,7 +120,7 @@ def verify(
                 "--repair to check the shards that are there"
             )
         return _report(_examine(found, progress))
-    lock = WriterLock(root / LOCK)
+    lock = lock_writing(root)
     try:
         findings = _examine(found, progress)
         complete = _repair(found, findings)
@@ -147,11 +148,7 @@ def _examine(found: Manifest, progress: Progress | None) -> _Findings:
     findings, geometry = _Findings(), found.geometry
     for relative, content in geometry.child_metadata():
         file = found.path / relative
-        if (
-            not file.is_file()
-            or file.stat().st_size != len(content)
-            or file.read_bytes() != content
-        ):
+        if not holds(file, content):
             findings.problems.append(f"{file} is missing or was altered")
     try:
         Cache(found, {}, "never")
@@ -240,12 +237,11 @@ def _repair(found: Manifest, findings: _Findings) -> bool:
         _restore(record, encode_complete(geometry, found.root, ledger))
         return True
     if finished:
-        record.unlink()
-        sync_folder(found.path)
+        remove(record)
     return False
 
 
-def _restore(file: Path, content: bytes) -> None:
-    if not file.is_file() or file.read_bytes() != content:
-        file.parent.mkdir(parents=True, exist_ok=True)
+def _restore(file: Location, content: bytes) -> None:
+    if not holds(file, content):
+        make_folders(file.parent)
         write_atomic(file, content)

@@ -65,13 +65,14 @@ class Workbench:
         weakref.finalize(lent, _give_back, free, raw, self._keep)  # torch holds `lent` until then
         return result
 
-    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Do all jobs, and raise the error of the first that failed."""
-        if self._readers is None or len(jobs) == 1:
+    def run(self, jobs: Sequence[Callable[[], None]], readers: Executor | None = None) -> None:
+        """Do all jobs, in the threads of `readers` if given; raise the first error of any."""
+        readers = readers or self._readers
+        if readers is None or len(jobs) == 1:
             for job in jobs:
                 job()
             return
-        futures = [self._readers.submit(job) for job in jobs]
+        futures = [readers.submit(job) for job in jobs]
         wait(futures)
         for future in futures:
             future.result()

@@ -31,16 +31,20 @@ from .files import (
     PARTIAL,
     WriterLock,
     append_synced,
+    find_size,
+    holds,
     link_or_copy,
     make_folders,
     read_exact,
-    sync_folder,
+    remove,
     write_atomic,
 )
 from .fingerprint import Fingerprint, digest
 from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT, Geometry
 from .layout import CacheLayout, check_keys, encode_complete, plan_layout
+from .lease import WriterLease, lock_writing
 from .ledger import Entry, encode_ledger, read_ledger
+from .location import Location, ObjectPath, files_below, local_path, parse_location
 from .manifest import Manifest, inspect_shard, read_index, read_manifest
 from .shard import ShardBuffer
 from .spec import Bytes, Ints, StorageType, TapSpec
@@ -52,7 +56,14 @@ _OURS = {ROOT, LEDGER, COMPLETE, LOCK, ACTIVATIONS, INDEX}
 class CacheWriter:
     """The only writer of one cache; use `create`, and close it (or use it in a `with`)."""
 
-    def __init__(self, root: Path, layout: CacheLayout, *, overlap: bool, lock: WriterLock) -> None:
+    def __init__(
+        self,
+        root: Location,
+        layout: CacheLayout,
+        *,
+        overlap: bool,
+        lock: WriterLock | WriterLease,
+    ) -> None:
         self.path = root
         self.layout = layout
         self._lock = lock
@@ -69,7 +80,7 @@ class CacheWriter:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Location,
         *,
         taps: Sequence[TapSpec],
         lengths: Mapping[str, Ints] | None,
@@ -89,7 +100,8 @@ class CacheWriter:
         """Start a cache in `path`, or resume the unfinished one there.
 
         Args:
-            path: folder; created if absent, must be empty or hold this very cache.
+            path: folder, or URL of a prefix in an object store; created if absent, must be empty or
+                hold this very cache.
             taps: what is stored.
             lengths: tokens or frames of each sample on each ragged axis, int64 [n_samples]; None
                 without.
@@ -135,7 +147,7 @@ class CacheWriter:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Location,
         layout: CacheLayout,
         keys: Bytes,
         *,
@@ -143,10 +155,10 @@ class CacheWriter:
         check: bool = False,
     ) -> Self:
         """Start or resume the cache of a given layout; see `create`."""
-        root = Path(path)
+        root = parse_location(path)
         _refuse_foreign(root)
         make_folders(root)
-        writer = cls(root, layout, overlap=overlap, lock=WriterLock(root / LOCK))
+        writer = cls(root, layout, overlap=overlap, lock=lock_writing(root))
         try:
             writer._prepare(keys)
             writer._resume(check)
@@ -206,24 +218,23 @@ class CacheWriter:
     def _resume(self, check: bool) -> None:
         """Keep the shards that ledger and files agree on; remove everything else."""
         root, geometry = self.path, self.layout.geometry
-        found = read_ledger(root / LEDGER, tolerant=True)
+        found, present = read_ledger(root / LEDGER, tolerant=True), files_below(root)
         for shard, entry in found.items():
-            if shard < geometry.n_shards and self._intact(shard, entry, check):
+            if shard < geometry.n_shards and self._intact(shard, entry, present, check):
                 self._done[shard] = entry
-        kept = {
-            root / geometry.shard_path(s, shard) for s in geometry.stacks for shard in self._done
-        }
-        for path in sorted(root.rglob("*")):
-            chunk = path.is_file() and path.parts[len(root.parts) :][2:3] == ("c",)
-            stale = chunk and ACTIVATIONS in path.parts and path not in kept
-            if path.name.endswith(PARTIAL) or stale:
-                path.unlink()
-        if self.pending and (root / COMPLETE).exists():
-            (root / COMPLETE).unlink()
-            sync_folder(root)
+        kept = {geometry.shard_path(s, shard) for s in geometry.stacks for shard in self._done}
+        for name in sorted(present):
+            folder, _, rest = name.partition("/")
+            chunk = folder == ACTIVATIONS and rest.split("/")[1:2] == ["c"]
+            if name.endswith(PARTIAL) or (chunk and name not in kept):
+                (root / name).unlink()
+        if self.pending and COMPLETE in present:
+            remove(root / COMPLETE)
         _write_if_different(root / LEDGER, encode_ledger(self._done.values()))
 
-    def _intact(self, shard: int, entry: Entry, check: bool) -> bool:
+    def _intact(
+        self, shard: int, entry: Entry, present: Mapping[str, int], check: bool = False
+    ) -> bool:
         geometry = self.layout.geometry
         crcs = {name: crc for name, (_, crc) in entry.files.items()}
         if crcs.keys() != {s.name for s in geometry.stacks}:
@@ -231,12 +242,14 @@ class CacheWriter:
         if entry != self.layout.entry(shard, crcs, self._config):
             return False
         for stack in geometry.stacks:
-            path = self.path / geometry.shard_path(stack, shard)
+            name = geometry.shard_path(stack, shard)
             size, crc = entry.files[stack.name]
-            if not path.is_file() or path.stat().st_size != size:
+            if present.get(name) != size:
                 return False
-            if check and inspect_shard(geometry, stack, shard, read_exact(path, size), crc):
-                return False
+            if check:
+                raw = read_exact(self.path / name, size)
+                if inspect_shard(geometry, stack, shard, raw, crc):
+                    return False
         return True
 
     @property
@@ -272,10 +285,18 @@ class CacheWriter:
             self._writing = self._thread.submit(self._write, buffer)
 
     def _write(self, buffer: ShardBuffer) -> None:
-        entry = buffer.write(self.path, self._config)
-        append_synced(self.path / LEDGER, entry.to_line())
-        self._done[buffer.shard] = entry
+        self._enter(buffer.write(self.path, self._config))
         self._spare.append(buffer.release())
+
+    def _enter(self, entry: Entry) -> None:
+        """Let a shard count whose files are in place."""
+        ledger, entries = self.path / LEDGER, self._done | {entry.shard: entry}
+        if isinstance(ledger, ObjectPath):  # cannot be appended to
+            self._lock.renew()
+            ledger.write(encode_ledger(entries.values()))
+        else:
+            append_synced(ledger, entry.to_line())
+        self._done = entries
 
     def adopt(self, shard: int, files: Mapping[str, tuple[Path, str]]) -> None:
         """Take over the finished files of a shard from another cache, without reading them.
@@ -285,15 +306,13 @@ class CacheWriter:
             files: name of each stack -> file and checksum in the other cache's ledger.
         """
         self._check_open()
-        geometry = self.layout.geometry
+        geometry, root = self.layout.geometry, local_path(self.path, "linking shards")
         for stack in geometry.stacks:
-            target = self.path / geometry.shard_path(stack, shard)
+            target = root / geometry.shard_path(stack, shard)
             make_folders(target.parent)
             link_or_copy(files[stack.name][0], target)
         crcs = {name: crc for name, (_, crc) in files.items()}
-        entry = self.layout.entry(shard, crcs, self._config)
-        append_synced(self.path / LEDGER, entry.to_line())
-        self._done[shard] = entry
+        self._enter(self.layout.entry(shard, crcs, self._config))
 
     @property
     def config(self) -> str:
@@ -309,13 +328,15 @@ class CacheWriter:
         self._check_open()
         if entry.shard in self._done:
             return
-        if not self._intact(entry.shard, entry, check=False):
+        geometry = self.layout.geometry
+        names = [geometry.shard_path(stack, entry.shard) for stack in geometry.stacks]
+        sizes = {name: find_size(self.path / name) or 0 for name in names}
+        if not self._intact(entry.shard, entry, sizes):
             raise CacheDamaged(
                 f"shard {entry.shard} was written by a worker, and {self.path} here does not hold "
                 "it: let the workers see the same folder under the same name, or use a bucket"
             )
-        append_synced(self.path / LEDGER, entry.to_line())
-        self._done[entry.shard] = entry
+        self._enter(entry)
 
     def wait(self) -> None:
         """Wait for the overlapped write, if any; its error is raised here."""
@@ -376,14 +397,16 @@ def _yield_to_computing() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-def _refuse_foreign(root: Path) -> None:
-    if not root.exists():
+def _refuse_foreign(root: Location) -> None:
+    if isinstance(root, ObjectPath):
+        names = {name.partition("/")[0] for name in root.below()}
+    elif not root.exists():
         return
-    if not root.is_dir():
+    elif not root.is_dir():
         raise CacheError(f"{root} is a file; give the path of a folder")
-    foreign = sorted(
-        p.name for p in root.iterdir() if p.name not in _OURS and not p.name.endswith(PARTIAL)
-    )
+    else:
+        names = {path.name for path in root.iterdir()}
+    foreign = sorted(name for name in names - _OURS if not name.endswith(PARTIAL))
     if foreign:
         raise CacheError(
             f"{root} holds other things ({', '.join(foreign[:5])}); give an empty or a new folder"
@@ -407,9 +430,8 @@ def _ones(geometry: Geometry) -> dict[str, Tensor]:
     return {name: torch.ones(s.channels) for s in geometry.value_stacks for name in s.tap_names}
 
 
-def _write_if_different(path: Path, content: bytes) -> None:
+def _write_if_different(path: Location, content: bytes) -> None:
     """Write a small file unless it already has this content."""
-    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-        return
-    make_folders(path.parent)
-    write_atomic(path, content)
+    if not holds(path, content):
+        make_folders(path.parent)
+        write_atomic(path, content)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cache import Cache
+from cache.location import Location
 from pipeline.backbones import Backbone, Modality, TextBackbone, load_backbone
 from pipeline.backbones.convnets.build import ARCHITECTURES
 from pipeline.backbones.image import ImageBackbone
@@ -28,6 +29,7 @@ from pipeline.fused.folder import check_target
 from pipeline.fused.retrieval import RetrievalJob, TrainedTowers
 from pipeline.fused.write import ExportReport, Facts, Job, export_model
 from pipeline.inputs import TextInput
+from pipeline.places import Place
 from pipeline.retrieval.data import load_retrieval
 from pipeline.retrieval.evaluate import evaluate_retrieval, run_caches, run_data
 from pipeline.run import Run
@@ -43,15 +45,15 @@ class ExportConfig(Config):
     """Folder to write; it appears whole or not at all."""
     backbone: str | None = None
     """Classifiers: local folder or hub id of the frozen model; by default as the cache says."""
-    cache: Path | None = None
+    cache: Place | None = None
     """Classifiers: the cache the run was trained from; by default where it was then."""
     text_backbone: str | None = None
     """Two towers: as --backbone, of the texts."""
     media_backbone: str | None = None
     """Two towers: as --backbone, of the pictures or clips."""
-    text_cache: Path | None = None
+    text_cache: Place | None = None
     """Two towers: as --cache, of the texts."""
-    media_cache: Path | None = None
+    media_cache: Place | None = None
     """Two towers: as --cache, of the pictures or clips."""
     onnx: bool = False
     """Also write model.onnx, or text.onnx and image.onnx, with any batch and length (extra: onnx).
@@ -188,7 +190,7 @@ def _refuse(config: ExportConfig, *names: str, kind: str) -> None:
         )
 
 
-def exportable(run: Run, cache_path: Path) -> TrainedClassifier:
+def exportable(run: Run, cache_path: Location) -> TrainedClassifier:
     """Collect what an exported folder needs from a run: weights, examples, metrics, settings."""
     dataset = load_dataset(run.data)
     splits = sorted(dataset.splits, key=lambda name: (name == "train", name == "dev"))
@@ -203,7 +205,7 @@ def exportable(run: Run, cache_path: Path) -> TrainedClassifier:
     )
 
 
-def trained_towers(run: Run, modality: Modality, caches: Mapping[str, Path]) -> TrainedTowers:
+def trained_towers(run: Run, modality: Modality, caches: Mapping[str, Location]) -> TrainedTowers:
     """Collect what an exported folder needs from a retrieval run of pictures or clips."""
     dataset = load_retrieval(run_data(run))
     return TrainedTowers(
@@ -221,7 +223,7 @@ def trained_towers(run: Run, modality: Modality, caches: Mapping[str, Path]) -> 
     )
 
 
-def _evaluation(run: Run, split: str, **caches: Path) -> EvaluateConfig:
+def _evaluation(run: Run, split: str, **caches: Location) -> EvaluateConfig:
     return EvaluateConfig.build({"run": run.path, "split": split, **caches})
 
 

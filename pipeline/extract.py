@@ -9,10 +9,10 @@ next is computed; while one batch is computed, the next pictures are decoded.
 """
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cache import CacheLayout, CacheWriter, Calibration, calibration_samples
 from cache.geometry import ROOT
+from cache.location import Location, ObjectPath, files_below
 from cache.spec import TORCH_TYPES, StorageType
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
@@ -117,7 +118,7 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
 def extract_inputs(
     backbone: Backbone,
     inputs: Sequence[tuple[str, Input]],
-    path: Path,
+    path: Location,
     *,
     views: int = 1,
     augmented: NDArray[np.bool_] | None = None,
@@ -136,7 +137,7 @@ def extract_inputs(
     Args:
         backbone: the frozen model.
         inputs: the rows.
-        path: folder of the cache.
+        path: folder or object path of the cache.
         views: versions of each augmented row; see `build_table`.
         augmented: which rows those are, bool [m]; None for all.
         bad_media: "error" refuses media that cannot be read, "skip" leaves their rows out.
@@ -234,8 +235,10 @@ def shard_batches(
             yield shard, batch
 
 
-def check_disk(path: Path, total_bytes: int) -> None:
+def check_disk(path: Location, total_bytes: int) -> None:
     """Raise `NotEnoughDisk` unless the disk of `path` can take what is not yet written there."""
+    if isinstance(path, ObjectPath):
+        return
     missing, free = max(0, total_bytes - written_bytes(path)), free_bytes(path)
     if missing > free:
         raise NotEnoughDisk(
@@ -245,15 +248,17 @@ def check_disk(path: Path, total_bytes: int) -> None:
         )
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that `path` is, or would be, on."""
+def free_bytes(path: Location) -> int:
+    """Return the free bytes of the disk that `path` is, or would be, on; a store has no end."""
+    if isinstance(path, ObjectPath):
+        return sys.maxsize
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free
 
 
-def written_bytes(path: Path) -> int:
+def written_bytes(path: Location) -> int:
     """Return the bytes of all files below `path`; 0 if it does not exist."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return sum(files_below(path).values())
 
 
 def _calibrate(

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from safetensors.torch import load_file
 
+from cache.location import Location, parse_location
 from pipeline.data import DataConfig
 from pipeline.errors import PipelineError
 from unipt import SideClassifier, TwoTowers
@@ -116,9 +117,9 @@ class Run:
         return None if self.info["labels"] is None else tuple(self.info["labels"])
 
     @property
-    def cache_path(self) -> Path:
+    def cache_path(self) -> Location:
         """Where the cache of a classifier was when the run was trained."""
-        return Path(self.info["cache"]["path"])
+        return parse_location(self.info["cache"]["path"])
 
     @property
     def data(self) -> DataConfig:

@@ -14,6 +14,7 @@ from ..files import PARTIAL, WriterLock, is_locked, sync_folder
 from ..fingerprint import digest
 from ..geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
 from ..ledger import read_ledger
+from ..location import local_path
 from ..manifest import Manifest, read_manifest
 from ..memory import size
 from .listing import find_caches
@@ -84,7 +85,7 @@ def gc(folder: str | Path, *, delete: bool = False) -> GcReport:
     Raises:
         CacheNotFound: there is no such folder.
     """
-    root = Path(folder)
+    root = local_path(folder, "cache gc")
     if not root.is_dir():
         raise CacheNotFound(f"{root} is no folder; give a cache or a folder of caches")
     items: list[Leftover] = []

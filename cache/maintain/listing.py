@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import CacheError, CacheNotFound, CacheVersionError
 from ..geometry import COMPLETE, LOCK, MANIFEST, ROOT
+from ..location import local_path
 from ..manifest import check_children, read_finished, read_manifest
 from ..memory import size
 
@@ -89,7 +90,7 @@ def ls(folder: str | Path) -> Listing:
     Raises:
         CacheNotFound: there is no such folder.
     """
-    root = Path(folder)
+    root = local_path(folder, "cache ls")
     if not root.is_dir():
         raise CacheNotFound(f"{root} is no folder; give one that holds caches")
     return Listing(folder=root, caches=tuple(describe(path) for path in find_caches(root)))

@@ -14,6 +14,7 @@ from ..calibration import Calibration, calibration_samples
 from ..errors import InvalidTap
 from ..fingerprint import Fingerprint
 from ..layout import CacheLayout, plan_layout
+from ..location import local_path
 from ..reader import Cache
 from ..spec import StorageType, TapSpec
 from . import identity
@@ -55,7 +56,7 @@ def merge(
         block_tokens=_token_axes(caches[0]),
         blocks_per_shard=_kept_blocks_per_shard(caches[0], first.taps),
     )
-    return rewrite("merge", joined, layout, Path(out), progress=progress)
+    return rewrite("merge", joined, layout, local_path(out, "cache merge"), progress=progress)
 
 
 def append(
@@ -94,7 +95,9 @@ def append(
         blocks_per_shard=base.blocks_per_shard,
         samples_per_block=base.samples_per_block if fixed else None,
     )
-    return rewrite("append", joined, layout, Path(out), share=True, progress=progress)
+    return rewrite(
+        "append", joined, layout, local_path(out, "cache append"), share=True, progress=progress
+    )
 
 
 def export_taps(
@@ -116,7 +119,13 @@ def export_taps(
         InvalidTap: an unknown tap, or none.
         CacheFull, CacheError, CacheDamaged: as they say.
     """
-    return _reshape("export-taps", Cache.open(path), out, taps=taps, progress=progress)
+    return _reshape(
+        "export-taps",
+        Cache.open(local_path(path, "cache export-taps")),
+        out,
+        taps=taps,
+        progress=progress,
+    )
 
 
 def convert(
@@ -149,7 +158,7 @@ def convert(
     """
     return _reshape(
         "convert",
-        Cache.open(path),
+        Cache.open(local_path(path, "cache convert")),
         out,
         taps=taps,
         dtype=dtype,
@@ -181,13 +190,14 @@ def _reshape(
         block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
         blocks_per_shard=blocks_per_shard or _kept_blocks_per_shard(cache, chosen),
     )
-    return rewrite(action, joined, layout, Path(out), progress=progress)
+    return rewrite(action, joined, layout, local_path(out, f"cache {action}"), progress=progress)
 
 
 def _open(paths: Sequence[str | Path]) -> list[Cache]:
-    if len({Path(path).resolve() for path in paths}) < len(paths) or not paths:
+    folders = [local_path(path, "joining caches") for path in paths]
+    if len({path.resolve() for path in folders}) < len(paths) or not paths:
         raise ValueError(f"give different caches, at least one; given: {[*map(str, paths)]}")
-    caches = [Cache.open(path) for path in paths]
+    caches = [Cache.open(path) for path in folders]
     identity.check_same_kind(caches)
     return caches
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import CacheError, CacheFull
 from ..layout import CacheLayout
 from ..ledger import Entry
+from ..location import local_path
 from ..manifest import read_finished, read_manifest
 from ..memory import size
 from ..reader import Cache, TapGroup
@@ -130,7 +131,7 @@ def rewrite(
     return RewriteReport(
         action=action,
         path=out,
-        sources=tuple(cache.path for cache in joined.caches),
+        sources=tuple(local_path(cache.path, action) for cache in joined.caches),
         samples=geometry.n_samples,
         samples_known=joined.samples_known,
         rows=geometry.n_rows,
@@ -148,7 +149,7 @@ def rewrite(
 def _check_apart(caches: Sequence[Cache], out: Path) -> None:
     target = out.resolve()
     for cache in caches:
-        source = cache.path.resolve()
+        source = local_path(cache.path, "rewriting").resolve()
         if target == source or source in target.parents or target in source.parents:
             raise CacheError(f"{out} is, holds or lies in the source {cache.path}; give a new one")
 
@@ -200,11 +201,12 @@ def _known_files(base: Cache, shards: set[int]) -> dict[int, dict[str, tuple[Pat
     """Return file and checksum of each stack in the shards that are taken over."""
     if not shards:
         return {}
-    entries: dict[int, Entry] = read_finished(read_manifest(base.path), allow_incomplete=False)
+    root = local_path(base.path, "linking")
+    entries: dict[int, Entry] = read_finished(read_manifest(root), allow_incomplete=False)
     return {
         shard: {
             stack.name: (
-                base.path / base.geometry.shard_path(stack, shard),
+                root / base.geometry.shard_path(stack, shard),
                 entries[shard].files[stack.name][1],
             )
             for stack in base.geometry.stacks

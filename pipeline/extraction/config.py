@@ -2,7 +2,6 @@
 
 import re
 from abc import abstractmethod
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.data import DataConfig, Dataset, load_dataset
 from pipeline.extraction.job import Crew
 from pipeline.inputs import ImageInput, Input, InputError
 from pipeline.media.video import CONTAINERS
+from pipeline.places import Place
 from pipeline.retrieval.data import RetrievalData, RetrievalDataset, load_retrieval
 
 BadMediaPolicy = Literal["error", "skip"]
@@ -60,8 +60,9 @@ class ExtractOptions(Config):
 
     backbone: str
     """Local folder or hub id of the frozen model."""
-    out: Path
-    """Folder of the cache; a started one is resumed."""
+    out: Place
+    """Folder of the cache, or its URL in an object store (s3://bucket/name.zarr); a started one is
+    resumed."""
     taps: tuple[str, ...] | None = None
     """Glob pattern of taps to record, such as 'encoder.layer.*', or a slice of what it matches:
     'encoder.layer.*[::2]', 'encoder.layer.*[-4:]'; all taps if absent."""

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from cache import ActivationOverflow, CacheLayout, ShardBuffer
 from cache.ledger import Entry
+from cache.location import Location
 from cache.spec import TORCH_TYPES, StorageType
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
@@ -115,7 +115,7 @@ class ShardJob:
     load: Callable[[], Backbone]
     table: InputTable
     layout: CacheLayout
-    root: Path
+    root: Location
     config: str
     batch_tokens: int | None = None
     threads: int | None = None
@@ -142,7 +142,7 @@ class ShardJob:
         with self._buffers:
             with self._computing:
                 buffer = self._fill(shard)
-            return buffer.write(self.root, self.config)
+            return buffer.write(self.root, self.config, alone=False)
 
     def _fill(self, shard: int) -> ShardBuffer:
         if self._backbone is None:

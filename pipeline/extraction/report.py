@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from cache.location import Location
 from pipeline.console import duration
 
 _SHOWN = 5
@@ -90,7 +90,7 @@ class ExtractReport:
         skipped: row id -> why it was left out, of media that cannot be read.
     """
 
-    path: Path
+    path: Location
     rows: int
     samples: int
     tokens: int

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from pipeline.config import Config
 from pipeline.extraction.config import ExtractConfig, ExtractOptions, RetrievalExtractConfig
+from pipeline.places import Place
 
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -35,7 +36,7 @@ def _checked_bytes(text: str) -> str:
 class PlanOptions(Config):
     """How an extraction is priced, and the training it is meant for."""
 
-    out: Path = Path("cache.zarr")
+    out: Place = Path("cache.zarr")
     """Folder the cache would go to: its disk counts, and what is already written there."""
     trial_seconds: float = 3.0
     """Length of the measured trial, in seconds."""

@@ -1,11 +1,11 @@
 """The configuration of a retrieval training, and the published recipes it can start from."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.places import Place
 from pipeline.retrieval.data import RetrievalData
 from pipeline.training.config import LoopConfig
 from pipeline.training.schedule import Schedule
@@ -91,10 +91,10 @@ class RetrievalTrainConfig(LoopConfig):
     """Defaults of all other options: default for small data, or a published system's."""
     data: RetrievalData
     """The pictures or clips and their captions."""
-    text_cache: Path
-    """Folder of the cache that holds the captions' activations."""
-    media_cache: Path
-    """Folder of the cache that holds the pictures' or clips' activations."""
+    text_cache: Place
+    """Folder or URL of the cache that holds the captions' activations."""
+    media_cache: Place
+    """Folder or URL of the cache that holds the pictures' or clips' activations."""
     text_taps: tuple[str, ...] | None = None
     """Glob patterns of the text taps, the last tap being the anchor; all by default. A single tap
     is anchor and target both: the same side network, given one layer."""

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cache import Cache
+from cache.location import Location
 from pipeline.config import ConfigError
 from pipeline.retrieval.data import RetrievalData, load_retrieval
 from pipeline.retrieval.inference import Embedded, embed_split
@@ -207,7 +208,7 @@ def run_data(run: Run) -> RetrievalData:
 
 
 def run_caches(
-    run: Run, *, text: Path | None = None, media: Path | None = None
+    run: Run, *, text: Location | None = None, media: Location | None = None
 ) -> tuple[dict[str, Cache], dict[str, TowerTaps]]:
     """Open the caches of a run of retrieval, with the taps each tower takes.
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Config
 from pipeline.data import DataConfig
+from pipeline.places import Place
 from pipeline.training.schedule import Schedule
 
 
@@ -56,8 +57,8 @@ class TrainConfig(LoopConfig):
 
     data: DataConfig
     """The examples and their targets."""
-    cache: Path
-    """Folder of the cache that holds the inputs' activations."""
+    cache: Place
+    """Folder of the cache that holds the inputs' activations, or its URL (s3://bucket/name)."""
     taps: tuple[str, ...] | None = None
     """Glob patterns of the taps to train on, the last tap being the anchor; all by default."""
     preset: str = "text"

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from cache import Cache, FingerprintMismatch
+from cache.location import Location, parse_location
 from pipeline.config import Config
+from pipeline.places import Place
 from pipeline.run import Run
 from pipeline.tasks.metrics import Interval
 
@@ -20,11 +22,11 @@ class EvaluateConfig(Config):
     """Folder of the finished run."""
     split: str = "test"
     """Split to evaluate: train, dev or test."""
-    cache: Path | None = None
+    cache: Place | None = None
     """Cache to read, if it has moved since the training; a retrieval has two others."""
-    text_cache: Path | None = None
+    text_cache: Place | None = None
     """Retrieval: cache of the captions, if it has moved since the training."""
-    media_cache: Path | None = None
+    media_cache: Place | None = None
     """Retrieval: cache of the pictures or clips, if it has moved since the training."""
     resamples: int = Field(default=1000, ge=0)
     """Bootstrap resamples of an interval."""
@@ -91,7 +93,7 @@ def render_table(rows: list[Evaluation]) -> str:
     return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:], *([note] if head[1:] else [])])
 
 
-def open_cache(run: Run, recorded: Mapping[str, Any], path: Path | None = None) -> Cache:
+def open_cache(run: Run, recorded: Mapping[str, Any], path: Location | None = None) -> Cache:
     """Open a cache that a run was trained on, at `path` if it has moved.
 
     Args:
@@ -102,7 +104,7 @@ def open_cache(run: Run, recorded: Mapping[str, Any], path: Path | None = None) 
     Raises:
         FingerprintMismatch: it is another cache; the message shows the difference.
     """
-    path = path or Path(recorded["path"])
+    path = path or parse_location(recorded["path"])
     cache = Cache.open(path)
     if cache.fingerprint.digest != recorded["digest"]:
         before = type(cache.fingerprint)(recorded["fingerprint"])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cache import Cache
+from cache.location import absolute
 from pipeline.console import duration
 from pipeline.evaluate import split_metrics, write_predictions
 from pipeline.run import FORMAT, INFO, WEIGHTS, Run, RunError
@@ -154,7 +155,7 @@ def _versions() -> dict[str, str]:
 def describe_cache(cache: Cache) -> dict[str, Any]:
     """Return what run.json says of a cache: where it is, and what it holds."""
     return {
-        "path": str(cache.path.resolve()),
+        "path": absolute(cache.path),
         "digest": cache.fingerprint.digest,
         "fingerprint": cache.fingerprint.mapping,
     }
