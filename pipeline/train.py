@@ -54,12 +54,12 @@ def train(config: TrainConfig, progress: ProgressCallback | None = None) -> RunR
     config.out.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model, job = _make_job(config, setup)
+        model, job = make_job(config, setup)
         now = run_loop(config, job, identity=own, progress=progress)
         return finish(config, setup, model, now, identity=own, tier=job.batches.tier_reason)
 
 
-def _make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
+def make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
     """Build the classifier, with the batches and the loss it is trained on."""
     device, task = setup.device, setup.task
     loader = make_loader(config, setup)

@@ -81,7 +81,8 @@ def parallel(trials: Sequence[Row], metric: str, *, lower: bool, logs: frozenset
     height = 380.0
     places = np.linspace(70, WIDE - 90, len(names) + 1)
     columns = [_Column(sound, name, height, log=name in logs) for name in names]
-    scores = padded([trial["score"] for trial in sound], height - 34, 44, share=0.0)
+    ends = [trial["score"] for trial in sound]
+    scores = Scale(min(ends), max(ends), height - 34, 44)
     marks = []
     ordered = sorted(sound, key=lambda t: t["score"], reverse=lower)  # the best one on top
     for rank, trial in enumerate(ordered):

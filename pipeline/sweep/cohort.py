@@ -216,7 +216,10 @@ class _Cohort:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
                 logits = model.predict(weights, shared, rows).logits  # [k, B, C]
             own = torch.stack(
-                [task.loss(row, targets) for task, row in zip(self.tasks[rows], logits, strict=True)]
+                [
+                    task.loss(row, targets)
+                    for task, row in zip(self.tasks[rows], logits, strict=True)
+                ]
             )
             (self.gradient[rows],) = torch.autograd.grad(own.sum(), weights)
             losses[rows] = own.detach()

@@ -34,13 +34,15 @@ class Scale:
         return math.log10(value) if self.log else value
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Return round numbers along the scale; powers of ten of a logarithmic one."""
-        if self.log:
-            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            marks = [10.0**power for power in powers]
-            return marks if len(marks) > 1 else [self.low, self.high]
+        """Return round numbers along the scale; 1, 2 and 5 of each power of ten if logarithmic."""
         if self.high == self.low:
             return [self.low]
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            most = math.log10(self.high / self.low)
+            digits = (1, 2, 5) if most < 3 else (1,)
+            marks = [digit * 10.0**power for power in powers for digit in digits]
+            return [m for m in marks if self.low <= m * (1 + 1e-9) and m <= self.high * (1 + 1e-9)]
         raw = (self.high - self.low) / count
         size = 10.0 ** math.floor(math.log10(raw))
         step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw)
