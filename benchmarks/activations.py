@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import Cache, CacheWriter, Fingerprint, TapSpec
+from cache import Cache, CacheWriter, Fingerprint, ShardBuffer, TapSpec
 from cache.spec import Ints
 
 TAPS, WIDTH = 13, 768
@@ -73,13 +73,16 @@ class Activations:
         return Cache.open(path)
 
     def fill(self, writer: CacheWriter, shard: int) -> None:
-        """Put all samples of a shard, 64 at a time as an extraction does."""
-        samples = writer.samples_of(shard)
+        """Put all samples of a shard."""
         with writer.shard(shard) as buffer:
-            for low in range(0, len(samples), 64):
-                part = samples[low : low + 64]
-                states = torch.cat([self.states(sample) for sample in part.tolist()])
-                buffer.put(part, {tap.name: states[:, i] for i, tap in enumerate(self.taps)})
+            self.put(buffer, writer.samples_of(shard))
+
+    def put(self, buffer: ShardBuffer, samples: Ints) -> None:
+        """Put samples into their shard, 64 at a time as an extraction does."""
+        for low in range(0, len(samples), 64):
+            part = samples[low : low + 64]
+            states = torch.cat([self.states(sample) for sample in part.tolist()])
+            buffer.put(part, {tap.name: states[:, i] for i, tap in enumerate(self.taps)})
 
 
 def forget(path: Path) -> None:

@@ -41,12 +41,13 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time each alternative `repeats` times, in turn A B A B, after one unmeasured round each.
 
-    `before` is called before each repetition and not measured.
+    `before` is called before each round and each repetition, and not measured.
 
     Returns:
         Seconds of every repetition, by name.
     """
     for run in work.values():
+        before()
         run()
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
