@@ -26,14 +26,18 @@ class Activations:
     Args:
         n: sentences.
         taps, width: of the network.
+        length: tokens of each; None for those of sentences.
     """
 
-    def __init__(self, n: int, *, taps: int = TAPS, width: int = WIDTH) -> None:
+    def __init__(
+        self, n: int, *, taps: int = TAPS, width: int = WIDTH, length: int | None = None
+    ) -> None:
         rng = np.random.default_rng(0)
         self.taps = [
             TapSpec(name=f"layer.{i:02}", kind="tokens", shape=(width,)) for i in range(taps)
         ]
-        self.lengths: Ints = rng.integers(4, 55, n).astype(np.int64)
+        lengths = rng.integers(4, 55, n) if length is None else np.full(n, length)
+        self.lengths: Ints = lengths.astype(np.int64)
         self._start = rng.integers(0, _POOL - 64, n)
         noise = rng.standard_normal((_POOL, taps, width), np.float32)
         self._pool = torch.from_numpy(noise).half()

@@ -13,6 +13,11 @@ import sys
 SHORT = (
     ("benchmarks.epoch", "--samples", "500"),
     ("benchmarks.extraction",),
+    ("benchmarks.reading",),
+    ("benchmarks.minibatches", "--samples", "1000"),
+    ("benchmarks.writing",),
+    ("benchmarks.tiers",),
+    ("benchmarks.index",),
 )
 
 
