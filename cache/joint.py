@@ -101,7 +101,7 @@ class JointLoader:
         threads: int | None = None,
     ) -> None:
         threads = default_threads() if threads is None else threads
-        if min(batch_size, window, threads, max_tokens or 1) < 1:
+        if min(batch_size, window, threads, 1 if max_tokens is None else max_tokens) < 1:
             raise ValueError(
                 f"{batch_size=}, {window=}, {threads=} and {max_tokens=} must be at least 1"
             )
