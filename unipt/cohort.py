@@ -19,7 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .classifier import Prediction, SideClassifier, combine_segments
-from .cohort_parts import TrialWeights, mix_trials, reduce_trials, run_part
+from .cohort_down import SharedStates
+from .cohort_parts import TrialWeights, mix_trials, pool_trials, run_part
 
 __all__ = ["StackedClassifiers"]
 
@@ -136,46 +137,57 @@ class StackedClassifiers(nn.Module):
         Raises:
             ValueError: if offsets and states do not fit each other or the classifiers.
         """
-        model, weights = self.template, self._weights()
-        anchor, targets = reduce_trials(model.side, states, weights)
-        mixed = mix_trials(model.side, anchor, targets, offsets, weights)
-        features = run_part(model.side.up, "side.up", mixed.features, weights)
-        pooled = self._pool(features, mixed.offsets, weights)[:, mixed.samples]
-        vector, segments = pooled, model.segments
-        confidence = mixed.confidence[:, mixed.samples]
-        if segments == 2:
-            vector = combine_segments(*pooled.chunk(2, 1))
-            confidence = torch.stack(confidence.chunk(2, 1)).mean(0)
-        logits = run_part(model.head, "head", vector, weights, self._drop)
+        shared = self.share(states, offsets)
+        parts = [self.predict(self.flat[rows], shared, rows) for rows in self.portions(states)]
+        logits, confidence = (torch.cat(values) for values in zip(*parts, strict=True))
         return Prediction(logits, confidence)
 
-    def _weights(self) -> TrialWeights:
+    def share(self, states: Tensor, offsets: Tensor) -> SharedStates:
+        """Do once for all trials what a batch needs, arguments as in `forward`."""
+        return SharedStates(self.template.side, states, offsets)
+
+    def portions(self, states: Tensor) -> list[slice]:
+        """Rows of trials to work on at a time: one on a CPU, for its cache, else all."""
+        count = len(self) if states.device.type != "cpu" else 1
+        return [slice(row, row + count) for row in range(0, len(self), count)]
+
+    def predict(self, flat: Tensor, shared: SharedStates, rows: slice) -> Prediction:
+        """Predict with weights ``[k, P]``, which stand for those of the trials at `rows`.
+
+        Returns:
+            logits ``[k, B, num_outputs]`` and confidence ``[k, B, N]``.
+        """
+        model, weights = self.template, self._weights(flat)
+        mixed, confidence = mix_trials(model.side, shared, weights)
+        features = run_part(model.side.up, "side.up", mixed, weights)
+        pooled = pool_trials(model.pooling, features, shared, weights)
+        vector = run_part(model.norm, "norm", pooled, weights)[:, shared.samples]
+        confidence = confidence[:, shared.samples]
+        if model.segments == 2:
+            vector = combine_segments(*vector.chunk(2, 1))
+            confidence = torch.stack(confidence.chunk(2, 1)).mean(0)
+
+        def drop(values: Tensor) -> Tensor:
+            return self._drop(values, rows)
+
+        return Prediction(run_part(model.head, "head", vector, weights, drop), confidence)
+
+    def _weights(self, flat: Tensor) -> TrialWeights:
         """Every parameter ``[K, *shape]`` and every shared buffer, by name."""
-        parts = torch.split(self.flat, self.sizes, 1)
+        parts = torch.split(flat, self.sizes, 1)
         shapes = self.shapes.items()
         values = {
             name: part.view(-1, *shape) for part, (name, shape) in zip(parts, shapes, strict=True)
         }
         return values | {name: self.get_buffer(own) for name, own in self._shared.items()}
 
-    def _pool(self, features: Tensor, offsets: Tensor, weights: TrialWeights) -> Tensor:
-        """Pool features ``[K, T, E]`` over the tokens of each sample, and norm: ``[K, S B, P]``."""
-        model, (trials, tokens, _) = self.template, features.shape
-        scores = None
-        if model.pooling.score is not None:
-            scores = run_part(model.pooling.score, "pooling.score", features, weights).flatten()
-        starts = torch.arange(trials, device=offsets.device)[:, None] * tokens
-        folded = torch.cat(((offsets[:-1] + starts).flatten(), starts[-1] + tokens))
-        pooled = model.pooling.pool_packed(features.flatten(0, 1), folded, scores)
-        return run_part(model.norm, "norm", pooled.view(trials, -1, pooled.shape[-1]), weights)
-
-    def _drop(self, values: Tensor) -> Tensor:
-        """Dropout on ``[K, B, P]`` with each trial's probability, drawn as nn.Dropout does."""
-        if not self.training or not any(self.dropout):
+    def _drop(self, values: Tensor, rows: slice) -> Tensor:
+        """Dropout on ``[k, B, P]`` with each trial's probability, drawn as nn.Dropout does."""
+        if not self.training or not any(self.dropout[rows]):
             return values
         masks = []
-        for trial, share in enumerate(self.dropout):
-            mask = torch.ones_like(values[trial], dtype=torch.float32)
+        for trial in range(len(self))[rows]:
+            share, mask = self.dropout[trial], torch.ones_like(values[0], dtype=torch.float32)
             if share:  # a trial without dropout draws nothing, as alone
                 generator = None if self.generators is None else self.generators[trial]
                 mask.bernoulli_(1 - share, generator=generator).div_(1 - share)

@@ -176,8 +176,7 @@ class _Cohort:
                 self._restore(row, trial.state)
         self.targets = target_tensor(setup)
         self.gradient = torch.empty_like(self.model.flat, requires_grad=False)  # [K, P]
-        # on a CPU bfloat16 states make the large products bfloat16; the rest gains nothing by it
-        self.autocast = self.shared.precision == "bfloat16" and setup.device.type != "cpu"
+        self.low = self.shared.precision == "bfloat16"
 
     def _restore(self, row: int, state: TrialState) -> None:
         """Put moments and average of a trial back."""
@@ -213,7 +212,7 @@ class _Cohort:
         losses = torch.zeros(len(model), device=device)
         for rows in model.portions(states):  # a portion's activations are gone before the next
             weights = model.flat[rows].detach().requires_grad_()
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.low):
                 logits = model.predict(weights, shared, rows).logits  # [k, B, C]
             own = torch.stack(
                 [

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from stagekit import train_config
+from safetensors.torch import save_file
+from stagekit import cached, train_config, write_pairs
 
-from pipeline.sweep.cohort import CohortTrial, TrialOutcome, train_cohort
-from pipeline.train import train
+from pipeline.config import ConfigError
+from pipeline.run import Run
+from pipeline.sweep.cohort import CohortTrial, TrialOutcome, shape_key, train_cohort
+from pipeline.sweep.state import TrialState
+from pipeline.train import Diverged, train
 from pipeline.training.build import prepare
 from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.config import TrainConfig
@@ -64,3 +68,137 @@ def assert_as_alone(config: TrainConfig, outcome: TrialOutcome) -> None:
 def test_rates_losses_dropout_and_averages(tmp_path: Path, own: int) -> None:
     trials = configs(tmp_path, VARIED)
     assert_as_alone(trials[own], together(trials)[own])
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"preset": "vse_text", "pooling": "max", "noise": 0.2, "token_drop": 0.2},
+    {"preset": "clip_vil", "pooling": "attention", "reduction": 2.0, "side_width": None},
+    {"input_norm": "layer", "pooling": "first", "out_width": 4, "taps": ["layer.*"]},
+    {"input_norm": "none", "pooling": "last", "patience": 1},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_presets_poolings_noise_and_dropped_tokens(tmp_path: Path, shape: dict[str, Any]) -> None:
+    own = [{"seed": 1, "dropout": 0.3}, {"seed": 2, "lr": 3e-3}]
+    trials = configs(tmp_path, own, **shape)
+    for config, outcome in zip(trials, together(trials), strict=True):
+        assert_as_alone(config, outcome)
+
+
+def test_pairs_and_scores(tmp_path: Path) -> None:
+    data = {
+        "train": str(write_pairs(tmp_path / "pairs.csv")),
+        "text": "a",
+        "text_pair": "b",
+        "label": "score",
+        "pair": "separate",
+        "task": "regression",
+    }
+    cached(tmp_path, data)
+    trials = configs(tmp_path, [{"seed": 1, "ema": 0.5}, {"lr": 2e-3, "epochs": 2}], data=data)
+    for config, outcome in zip(trials, together(trials), strict=True):
+        assert_as_alone(config, outcome)
+
+
+def test_bfloat16_is_as_alone_within_its_rounding(tmp_path: Path) -> None:
+    trials = configs(tmp_path, [{"seed": 1}, {"seed": 2}], precision="bfloat16", epochs=2)
+    for config, outcome in zip(trials, together(trials), strict=True):
+        alone = train(config)
+        losses = [record["loss"] for record in Run.open(alone.path).info["history"]]
+        assert [r["loss"] for r in outcome.history] == pytest.approx(losses, rel=0.05)
+
+
+def test_a_neighbour_that_diverges_changes_nothing(tmp_path: Path) -> None:
+    wild = {"lr": 1e30, "warmup": 0.0, "clip": 0.0, "seed": 3}
+    trials = configs(tmp_path, [{"seed": 1}, wild, {"seed": 2, "dropout": 0.4}])
+    first, failed, last = together(trials)
+    assert failed.failed is not None
+    assert failed.history == []
+    with pytest.raises(Diverged) as error:
+        train(trials[1])
+    assert str(error.value).startswith(failed.failed.split(": loss")[0])
+    assert all(value.isfinite().all() for value in failed.state.mean.values())
+    assert_as_alone(trials[0], first)
+    assert_as_alone(trials[2], last)
+
+
+def test_cutting_out_and_regrouping_change_nothing(tmp_path: Path) -> None:
+    varied = [{**own, "epochs": 3} for own in VARIED]
+    trials = configs(tmp_path, varied)
+    whole = together(trials)
+    setup = prepare(trials[0])
+    begun: dict[int, TrialOutcome] = {}
+    for group, until in (((0, 1), 1), ((2, 3, 4), 1), ((0, 2, 4), 2), ((0, 4), 3), ((2,), 3)):
+        members = []
+        for number in group:
+            state = None
+            if number in begun:  # through a file, as another process would read it
+                begun[number].state.save(tmp_path / f"{number}.safetensors")
+                state = TrialState.load(tmp_path / f"{number}.safetensors")
+            members.append(CohortTrial(number=number, config=trials[number], state=state))
+        begun |= {done.number: done for done in train_cohort(members, setup, until)}
+    for number in (0, 2, 4):
+        now, then = begun[number].state, whole[number].state
+        assert now.epoch == 3
+        assert torch.equal(now.random, then.random)
+        for ours, theirs in zip(now.progress.history, then.progress.history, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
+            assert ours["dev"] == pytest.approx(theirs["dev"])
+        for kind in ("weights", "mean", "square"):
+            ours, theirs = getattr(now, kind), getattr(then, kind)
+            for name in ours.keys() - {IDLE}:
+                torch.testing.assert_close(ours[name], theirs[name], **CLOSE)
+    assert (begun[1].state.epoch, begun[3].state.epoch) == (1, 1)
+
+
+def test_an_interruption_repeats_bit_for_bit(tmp_path: Path) -> None:
+    trials = configs(tmp_path, [{"seed": 1, "ema": 0.9, "dropout": 0.3}, {"seed": 2}])
+    setup = prepare(trials[0])
+    whole = together(trials)
+    half = together(trials, until=1)
+    again = [
+        CohortTrial(number=o.number, config=c, state=o.state)
+        for o, c in zip(half, trials, strict=True)
+    ]
+    history = [list(outcome.history) for outcome in half]
+    resumed = train_cohort(again, setup, {0: 3, 1: 3})
+    assert [outcome.history for outcome in half] == history  # the given states stay as they were
+    for first, second in zip(whole, resumed, strict=True):
+        for kind in ("weights", "mean", "square"):
+            ours, theirs = getattr(first.state, kind), getattr(second.state, kind)
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert first.state.bytes() == second.state.bytes()
+
+
+def test_what_may_differ_within_a_shape(tmp_path: Path) -> None:
+    one, other = configs(tmp_path, [VARIED[0], VARIED[4]])
+    assert shape_key(one) == shape_key(other)
+    changes = ({"side_width": 4}, {"batch_size": 8}, {"noise": 0.1}, {"order_seed": 6})
+    for change in changes:
+        (different,) = configs(tmp_path, [{**VARIED[0], **change}])
+        assert shape_key(different) != shape_key(one)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    trials = configs(tmp_path, [{}, {"pooling": "max"}])
+    setup = prepare(trials[0])
+    with pytest.raises(ConfigError, match="2 shapes"):
+        together(trials)
+    with pytest.raises(ConfigError, match="at least one"):
+        train_cohort([], setup, 1)
+    (begun,) = together(trials[:1], until=1)
+    mixed = [
+        CohortTrial(number=0, config=trials[0], state=begun.state),
+        CohortTrial(number=1, config=trials[0]),
+    ]
+    with pytest.raises(ConfigError, match="at one epoch"):
+        train_cohort(mixed, setup, 2)
+    path = tmp_path / "state.safetensors"
+    begun.state.save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ConfigError, match="damaged"):
+        TrialState.load(path)
+    save_file({"random": torch.zeros(1)}, path)
+    with pytest.raises(ConfigError, match="format"):
+        TrialState.load(path)
