@@ -144,6 +144,15 @@ class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.random_state = random_state
         self.device = device
 
+    def _checked(self, x: Any, y: Any, **checks: Any) -> tuple[Any, Array]:
+        """Return rows x [n], features as float32, and targets y [n], or raise ValueError."""
+        if not isinstance(x, CacheRows):
+            checks |= {"dtype": np.float32, "ensure_min_samples": 2}
+            x, y = validate_data(self, x, y, **checks)
+        elif len(x) != len(y):
+            raise ValueError(f"X has {len(x)} rows and y {len(y)} targets; they must be as many")
+        return x, column_or_1d(y, warn=True)
+
     def _fit(self, x: Any, targets: Array, labels: tuple[str, ...] | None) -> Self:
         """Train on rows x [n] and targets [n] (class numbers or scores)."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -262,19 +271,14 @@ class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
             ValueError: a parameter or the data are unusable.
             Diverged: the loss is not finite.
         """
-        if isinstance(X, CacheRows):
-            y = column_or_1d(y, warn=True)
-            _check_lengths(X, y)
-        else:
-            X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
-            y = column_or_1d(y, warn=True)
+        rows, y = self._checked(X, y)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"a classifier needs two classes or more; y has one class, {self.classes_[0]!r}"
+                f"a classifier needs two classes or more; y has one class, {self.classes_[0]}"
             )
-        return self._fit(X, numbers.astype(np.int64), tuple(map(str, self.classes_)))
+        return self._fit(rows, numbers.astype(np.int64), tuple(map(str, self.classes_)))
 
     def predict_proba(self, X: Any) -> Array:  # noqa: N803
         """Return the probability of each class, [n, C]."""
@@ -305,21 +309,12 @@ class UniPTRegressor(RegressorMixin, _SideNetwork):  # type: ignore[misc]
             ValueError: a parameter or the data are unusable.
             Diverged: the loss is not finite.
         """
-        if isinstance(X, CacheRows):
-            _check_lengths(X, y)
-        else:
-            X, y = validate_data(self, X, y, dtype=np.float32, y_numeric=True, ensure_min_samples=2)
-        scores = column_or_1d(y, warn=True).astype(np.float64)
-        return self._fit(X, scores, None)
+        rows, scores = self._checked(X, y, y_numeric=True)
+        return self._fit(rows, scores.astype(np.float64), None)
 
     def predict(self, X: Any) -> Array:  # noqa: N803
         """Return the score of each row, [n]."""
         return self._outputs(X)[:, 0].astype(np.float64)
-
-
-def _check_lengths(x: CacheRows, y: Any) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"X has {len(x)} rows and y {len(y)} targets; they must be as many")
 
 
 def _setup(
