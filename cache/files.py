@@ -171,7 +171,7 @@ def read_exact(path: Location, size: int) -> Bytes:
             "or, if the cache should be small, extract it again"
         )
     if isinstance(path, ObjectPath):
-        return np.frombuffer(path.read_bytes(), np.uint8)
+        return np.frombuffer(bytearray(path.read_bytes()), np.uint8)
     return np.fromfile(path, dtype=np.uint8)
 
 

@@ -26,7 +26,10 @@ SCHEMES = ("s3", "gs", "az", "memory")
 _URL = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/?#]+)/*(?P<key>[^?#]*)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 _TRIES = 8
-_PATIENCE = 120.0
+_TIMEOUT = 60.0
+"""Seconds after which a request counts as broken off."""
+_PATIENCE = 300.0
+"""Seconds after which it is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def connect(bucket: str) -> Any:
     try:
         return library().store.from_url(
             bucket,
-            client_options={"timeout": timedelta(seconds=_PATIENCE), "allow_http": plain},
+            client_options={"timeout": timedelta(seconds=_TIMEOUT), "allow_http": plain},
             retry_config={
                 "max_retries": _TRIES,
                 "backoff": pauses | {"base": 2},
@@ -248,7 +251,7 @@ def asking(place: ObjectPath) -> Iterator[None]:
         if "NoSuchBucket" in str(error):
             raise CacheUnreachable(_explain(place.bucket, str(error))) from error
         raise
-    except _refused():
+    except (CacheError, *_refused()):
         raise
     except (library().exceptions.BaseError, OSError) as error:
         raise CacheUnreachable(_explain(str(place), str(error))) from error
@@ -257,7 +260,7 @@ def asking(place: ObjectPath) -> Iterator[None]:
 _HINTS = (
     ("NoSuchBucket", "there is no such bucket: create it, or check its name, region and endpoint"),
     (
-        "169.254.169.254|metadata.google|MissingAccessKey|MissingAccount|must be specified",
+        "latest/api/token|computeMetadata|Missing|must be specified",
         "no credentials: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (a profile "
         "gives them by `aws configure export-credentials --format env`), or "
         "AWS_SKIP_SIGNATURE=true for a public bucket; GOOGLE_APPLICATION_CREDENTIALS; "
