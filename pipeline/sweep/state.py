@@ -1,4 +1,4 @@
-"""The state of one trial between two rungs: everything it needs to go on as if never stopped.
+"""Trials as they go into a cohort and come out, with all they need to go on as if never stopped.
 
 Size: about four copies of the weights (weights, two moments, best), five with EMA.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.training.checkpoint import Progress
+from pipeline.training.config import TrainConfig
 from pipeline.training.files import write_with
 
 FORMAT = "1"
@@ -88,6 +89,31 @@ class TrialState:
         """Bytes of all tensors."""
         tensors = [self.random, *(v for part in self._parts().values() for v in part.values())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortTrial:
+    """A trial to be trained: its configuration, and where it stands."""
+
+    number: int
+    config: TrainConfig
+    state: TrialState | None = None
+    """None for a trial that has not begun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """A trial after its training in a cohort."""
+
+    number: int
+    state: TrialState
+    failed: str | None = None
+    """Why it cannot go on: what `Diverged` says of a training alone."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record a finished epoch, from the first one on."""
+        return self.state.progress.history
 
 
 def to_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:

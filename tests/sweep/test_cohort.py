@@ -10,10 +10,11 @@ from stagekit import cached, train_config, write_pairs
 
 from pipeline.config import ConfigError
 from pipeline.run import Run
+from pipeline.sweep.capacity import COPIES, cohort_capacity, measure_cohort
 from pipeline.sweep.cohort import CohortTrial, TrialOutcome, shape_key, train_cohort
 from pipeline.sweep.state import TrialState
 from pipeline.train import Diverged, train
-from pipeline.training.build import prepare
+from pipeline.training.build import build_model, prepare
 from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.config import TrainConfig
 
@@ -202,3 +203,20 @@ def test_refusals(tmp_path: Path) -> None:
     save_file({"random": torch.zeros(1)}, path)
     with pytest.raises(ConfigError, match="format"):
         TrialState.load(path)
+
+
+def test_the_size_of_a_cohort_has_a_reason(tmp_path: Path) -> None:
+    (config,) = configs(tmp_path, [{}])
+    setup = prepare(config)
+    one = measure_cohort(config, setup, 1)
+    assert (one.trials, one.examples) == (1, 16)
+    parameters = sum(p.numel() for p in build_model(config, setup).parameters())
+    assert one.weight_bytes == 4 * parameters
+    assert cohort_capacity(config, setup, wanted=1)[1].startswith("1 trials together, as there are")
+    tight = COPIES * one.weight_bytes  # of one trial
+    count, reason = cohort_capacity(config, setup, wanted=8, memory_limit=tight)
+    assert count == 1
+    assert "2 would need" in reason
+    count, reason = cohort_capacity(config, setup, wanted=4)
+    assert count in (1, 2, 4)
+    assert reason.startswith(f"{count} trials together, as")
