@@ -18,7 +18,7 @@ all alike. Ratios are medians of neighbouring pairs.
 import statistics
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from benchmarks.activations import TAPS, WIDTH, Activations, forget
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache
-from cache.joint import default_threads
+from cache.joint import default_threads, more_threads
 from cache.spec import Ints
 from cache.workbench import Workbench
 
@@ -83,7 +83,7 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
     threads = default_threads()
     with (
         tempfile.TemporaryDirectory(dir=folder) as name,
-        ThreadPoolExecutor(threads) as readers,
+        more_threads(threads) as readers,
     ):
         root = Path(name)
         cache = made.write(root / "cache")

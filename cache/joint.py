@@ -12,9 +12,9 @@ its own sample as a negative within a round.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,6 +31,16 @@ from .spec import Ints
 def default_threads() -> int:
     """Return how many threads read blocks: one a core, at most 4."""
     return min(4, os.cpu_count() or 1)
+
+
+@contextmanager
+def more_threads(threads: int) -> Iterator[Executor | None]:
+    """Give the threads that read blocks beside the caller's own."""
+    if threads == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(threads - 1, "cache-reader") as readers:
+        yield readers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,7 +215,7 @@ class JointLoader:
         parts, drawn = self.batches(number)[start_batch:], self._drawn(number)
         ahead: deque[Future[_Made]] = deque()
         with ExitStack() as stack:
-            readers = stack.enter_context(ThreadPoolExecutor(self.threads, "cache-reader"))
+            readers = stack.enter_context(more_threads(self.threads))
             make = self._maker(drawn, readers)
             if self._at_hand():
                 for part in parts:
@@ -225,7 +235,9 @@ class JointLoader:
         here = self.tier == "device" or self.device is None or self.device.type == "cpu"
         return here and all(feed.resident() for feed in self.feeds.values())
 
-    def _maker(self, drawn: Mapping[str, Ints], readers: Executor) -> Callable[[Ints], "_Made"]:
+    def _maker(
+        self, drawn: Mapping[str, Ints], readers: Executor | None
+    ) -> Callable[[Ints], "_Made"]:
         """Return what makes the batches of an epoch, on CUDA beside the stream of the training."""
         device = self.device
         benches = {name: f.workbenches(device, readers) for name, f in self.feeds.items()}

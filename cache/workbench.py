@@ -26,7 +26,7 @@ class Workbench:
         most_rows: rows of the largest batch.
         keep: buffers of past batches to hold on to.
         device: of the batches; None for host memory.
-        readers: threads that read blocks; None to read in the caller's.
+        readers: threads that read blocks beside the caller's; None for that alone.
     """
 
     def __init__(
@@ -66,16 +66,23 @@ class Workbench:
         return result
 
     def run(self, jobs: Sequence[Callable[[], None]], readers: Executor | None = None) -> None:
-        """Do all jobs, in the threads of `readers` if given; raise the first error of any."""
+        """Do all jobs, here and in the threads of `readers`; all have ended if one raises."""
         readers = readers or self._readers
-        if readers is None or len(jobs) == 1:
+        if readers is None:
             for job in jobs:
                 job()
             return
-        futures = [readers.submit(job) for job in jobs]
-        wait(futures)
+        futures = [readers.submit(job) for job in jobs[1:]]
+        try:
+            jobs[0]()
+            for job, future in zip(reversed(jobs), reversed(futures), strict=False):
+                if future.cancel():  # no thread has come to it yet
+                    job()
+        finally:
+            wait(futures)
         for future in futures:
-            future.result()
+            if not future.cancelled():
+                future.result()
 
 
 def _give_back(free: deque[Tensor], raw: Tensor, keep: int) -> None:

@@ -1,6 +1,9 @@
 """Batches bounded by tokens, loaders of several ranks, threads, and the memory of batches."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -223,3 +226,23 @@ def test_one_bad_block_among_several_threads(tmp_path):
     kept = Loader(cache, good, taps=None, batch_size=40, seed=0, shuffle=False)
     (batch,) = kept.epoch(0)
     assert torch.equal(batch.values[0].float(), sample.values(sample.taps[0], good))
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 3, 8])
+def test_every_job_is_done_once_and_all_have_ended_before_an_error(wrong):
+    done = []
+
+    def job(number):
+        done.append(number)
+        if number == wrong:
+            raise CacheDamaged(f"job {number}")
+
+    with ThreadPoolExecutor(3) as readers:
+        bench = Workbench(readers=readers)
+        jobs = [partial(job, number) for number in range(9)]
+        failing = pytest.raises(CacheDamaged, match=f"job {wrong}")
+        with nullcontext() if wrong is None else failing:
+            bench.run(jobs)
+        ended = len(done)
+    assert len(done) == ended == len(set(done))
+    assert wrong is not None or ended == 9
