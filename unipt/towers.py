@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bases import AnchorBase, MemoryBase
 from .config import ConvSideNetworkConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork, to_cells
 from .interaction import masked_mean
@@ -24,11 +25,20 @@ from .network import SideNetwork, SideOutput
 from .packed import offsets_to_lengths, segment_mean
 from .pooling import GeneralizedPooling, TokenPooling
 
-__all__ = ["Embedding", "FramePooling", "Position", "SideTower", "TowerPooling", "TwoTowers"]
+__all__ = [
+    "Base",
+    "Embedding",
+    "FramePooling",
+    "Position",
+    "SideTower",
+    "TowerPooling",
+    "TwoTowers",
+]
 
 TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attention", "none"]
 FramePooling = Literal["none", "mean", "sequence"]
 Position = Literal["first", "last"]
+Base = Literal["none", "anchor", "memory"]
 TowerSide = SideNetworkConfig | ConvSideNetworkConfig
 
 
@@ -59,18 +69,17 @@ class SideTower(nn.Module):
         head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
             embedding; 0 for none.
         dropout: probability on the pooled vector.
-        residual: if positive, the embedding is the mean of the anchor's tokens, centred and scaled
-            by statistics of the training rows (`set_center`), plus `residual` times the side
-            network's vector at length 1, much as CLIP4Clip adds the anchor vector: what a sentence
-            encoder knows of likeness is kept, and little data cannot undo it. Needs token states
-            whose width is the embedding's.
+        base: what the side network's vector is added to, see `unipt.bases`: "none"; "anchor", for
+            token states as wide as the embedding; "memory", of the means of all layers, which is
+            left out in training mode: its keys are the training rows.
+        memory_keys: rows that the memory keeps.
+        side_weight: with a base, the factor of the side network's vector, which has length 1.
 
     Raises:
         ValueError: if an option is unknown or options contradict each other.
     """
 
-    center: Tensor
-    spread: Tensor
+    base: AnchorBase | MemoryBase | None
     side: SideNetwork | ConvSideNetwork
     pooling: GeneralizedPooling | TokenPooling | None
 
@@ -84,9 +93,12 @@ class SideTower(nn.Module):
         position: Position = "first",
         head_width: int = 0,
         dropout: float = 0.0,
-        residual: float = 0.0,
+        base: Base = "none",
+        memory_keys: int = 0,
+        side_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_choice("base", base, Base)
         check_choice("pooling", pooling, TowerPooling)
         check_choice("frames", frames, FramePooling)
         check_choice("position", position, Position)
@@ -106,7 +118,9 @@ class SideTower(nn.Module):
             "position": position,
             "head_width": head_width,
             "dropout": dropout,
-            "residual": residual,
+            "base": base,
+            "memory_keys": memory_keys,
+            "side_weight": side_weight,
         }
         self.frames, self.normalize, self.position = frames, normalize, position
         self.side = side.build()
@@ -125,17 +139,20 @@ class SideTower(nn.Module):
             else nn.Identity()
         )
         self.out_width = head_width or width
-        self.residual = residual
-        if residual:
-            if vector or isinstance(side, ConvSideNetworkConfig) or frames == "sequence":
-                raise ValueError("residual needs token states of texts or pictures")
+        self.side_weight = side_weight
+        self.base = None
+        if base == "memory":
+            features = side.anchor_width + sum(side.widths)
+            self.base = MemoryBase(keys=memory_keys, width=features, out_width=self.out_width)
+        elif base == "anchor":
+            if vector or isinstance(side, ConvSideNetworkConfig) or frames != "none":
+                raise ValueError("base='anchor' needs token states of texts or pictures")
             if side.anchor_width != self.out_width:
                 raise ValueError(
-                    f"residual needs an embedding as wide as the anchor, {side.anchor_width}; "
+                    f"base='anchor' needs an embedding as wide as the anchor, {side.anchor_width}; "
                     f"it has {self.out_width} features"
                 )
-            self.register_buffer("center", torch.zeros(self.out_width))
-            self.register_buffer("spread", torch.ones(()))
+            self.base = AnchorBase(self.out_width)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -182,14 +199,14 @@ class SideTower(nn.Module):
         if self.pooling is not None:
             features = self.pooling(features, mask=mask, offsets=offsets)
         vector = self.head(self.dropout(features))
-        if self.residual:
-            mean = self._anchor_mean(anchor, mask, offsets)
-            base = (mean.to(vector.dtype) - self.center) / self.spread
-            vector = base + self.residual * F.normalize(vector, dim=-1)
-        vector = self._normalize(vector)
+        shares = None
         if frames is not None:
-            shares = frame_shares(frames, vector.shape[0]).to(vector.dtype)
-            vector, confidence = self._normalize(shares @ vector), shares @ confidence
+            shares = frame_shares(frames, vector.shape[0]).to(vector.dtype)  # [B, F]
+            vector, confidence = shares @ self._normalize(vector), shares @ confidence
+        base = self._base(anchor, targets, mask, offsets, shares)
+        if base is not None:
+            vector = base + self.side_weight * F.normalize(vector, dim=-1)
+        vector = self._normalize(vector)
         return Embedding(vector, confidence)
 
     def features(
@@ -214,18 +231,22 @@ class SideTower(nn.Module):
             place = last_position(targets[0], mask, offsets)
         return cast(SideOutput, side(anchor, targets, mask=mask, offsets=offsets, position=place))
 
-    def set_center(self, center: Tensor, spread: float) -> None:
-        """Set what the `residual` is centred and scaled by: the mean ``[E]`` of the training rows'
-        anchor means, and their mean distance from it, taken as a hundredth of the mean's length at
-        least: a smaller difference is rounding, and not to be blown up."""
-        self.center.copy_(center)
-        self.spread.fill_(max(spread, 1e-2 * float(center.norm()), 1e-6))
-
-    @staticmethod
-    def _anchor_mean(anchor: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:
-        if offsets is not None:
-            return segment_mean(anchor, offsets)
-        return masked_mean(anchor, mask)[:, 0]
+    def _base(
+        self,
+        anchor: Tensor,
+        targets: Tensor | Sequence[Tensor],
+        mask: Tensor | None,
+        offsets: Tensor | None,
+        shares: Tensor | None,
+    ) -> Tensor | None:
+        """Return the base ``[B, E]``, None if there is none or it is left out."""
+        if isinstance(self.base, AnchorBase):
+            return cast(Tensor, self.base(layer_mean(anchor, mask, offsets)))
+        if self.base is None or self.training:
+            return None
+        states = (*targets, anchor)
+        means = torch.cat([layer_mean(state, mask, offsets).float() for state in states], -1)
+        return cast(Tensor, self.base(means if shares is None else shares @ means))
 
     def freeze(self, longest: int) -> None:
         """Prepare to be traced: see `GeneralizedPooling.freeze`; other poolings need nothing."""
@@ -300,6 +321,21 @@ class TwoTowers(nn.Module):
         They are cosines if the towers normalise.
         """
         return text @ media.T
+
+
+def layer_mean(state: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:
+    """Return the mean over tokens, patches or cells of each sample: ``[B, D]``.
+
+    Args:
+        state: ``[B, L, D]``, ``[T, D]`` packed, a map ``[B, C, H, W]``, or ``[B, D]`` as it is.
+        mask: ``[B, L]``, padded tokens only.
+        offsets: ``[B + 1]``, packed tokens only.
+    """
+    if state.dim() == 4:
+        return state.mean((2, 3), dtype=torch.float32)
+    if state.dim() == 3:
+        return masked_mean(state, mask)[:, 0]
+    return state if offsets is None else segment_mean(state, offsets)
 
 
 def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

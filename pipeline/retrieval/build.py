@@ -20,7 +20,6 @@ from cache import Cache, JointLoader, Source
 from pipeline.config import ConfigError
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.data import RetrievalDataset, load_retrieval
-from pipeline.retrieval.features import pooled_features
 from pipeline.retrieval.samples import LocatedPairs, locate_pairs
 from pipeline.retrieval.taps import TowerTaps, select, width
 from pipeline.training.inference import choose_device
@@ -102,13 +101,13 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         ConfigError: an option of a side network is unknown or does not fit.
     """
     anchors = [width(taps.anchor) for taps in setup.taps.values() if taps.vector_anchor]
-    residual = _residual(config, setup)
-    own = width(setup.taps["text"].anchor) if residual else DEFAULT_EMBED
+    bases = _bases(config, setup)
+    own = width(setup.taps["text"].anchor) if bases else DEFAULT_EMBED
     embed = config.embed_width or (anchors[0] if anchors else own)
     try:
         return TwoTowers(
-            text=_tower(config, setup.taps["text"], "text", embed, residual=residual),
-            media=_tower(config, setup.taps["media"], "media", embed),
+            text=_tower(config, setup.taps["text"], "text", embed, bases.get("text", {})),
+            media=_tower(config, setup.taps["media"], "media", embed, bases.get("media", {})),
             logit_scale=config.logit_scale,
             learn_scale=config.learn_scale,
         )
@@ -116,16 +115,26 @@ def build_towers(config: RetrievalTrainConfig, setup: RetrievalSetup) -> TwoTowe
         raise ConfigError(f"the towers cannot be built: {error}") from error
 
 
-def _residual(config: RetrievalTrainConfig, setup: RetrievalSetup) -> float:
-    """Return the text tower's residual, 0 where the anchors or the width speak against it."""
+def _bases(config: RetrievalTrainConfig, setup: RetrievalSetup) -> dict[str, dict[str, Any]]:
+    """Return the towers' base options, none where the anchors or the width speak against them."""
     text = setup.taps["text"]
     projected = any(taps.vector_anchor for taps in setup.taps.values())
     fits = config.embed_width in (None, width(text.anchor))
-    return config.text_residual if text.layout == "tokens" and not projected and fits else 0.0
+    if config.text_base == "none" or text.layout != "tokens" or projected or not fits:
+        return {}
+    found = {"text": {"base": "anchor", "side_weight": config.text_side_weight}}
+    if config.media_base == "memory":
+        items = len(np.unique(setup.splits["train"].media[:, 0]))
+        found["media"] = {
+            "base": "memory",
+            "side_weight": config.media_side_weight,
+            "memory_keys": min(config.memory_keys, items),
+        }
+    return found
 
 
 def _tower(
-    config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int, *, residual: float = 0.0
+    config: RetrievalTrainConfig, taps: TowerTaps, tower: str, embed: int, base: dict[str, Any]
 ) -> SideTower:
     chosen: TowerPooling = getattr(config, f"{tower}_pooling")
     pooling: TowerPooling = "none" if taps.vector_anchor else chosen
@@ -145,7 +154,7 @@ def _tower(
         position="last" if tower == "text" else "first",
         head_width=embed if config.head else 0,
         dropout=config.dropout,
-        residual=residual,
+        **base,
     )
 
 
@@ -226,16 +235,6 @@ def set_tower_statistics(
         mean = first / count
         deviation = (second / count - mean.square()).clamp_min(0).sqrt()
         take(mean.float(), deviation.float())
-
-
-def set_tower_center(
-    tower: SideTower, cache: Cache, taps: TowerTaps, samples: NDArray[np.int64]
-) -> None:
-    """Give a tower with a residual the mean of its anchor over `samples`, and the spread."""
-    if tower.residual:
-        pooled = pooled_features(cache, taps, samples, [taps.anchor.name])  # [n, E]
-        center = pooled.mean(0)
-        tower.set_center(center, float((pooled - center).norm(dim=1).mean()))
 
 
 def _sums(states: Tensor) -> tuple[Tensor, Tensor]:

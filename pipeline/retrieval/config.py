@@ -33,7 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # arXiv 2011.04305 with the side networks of arXiv 2308.14316: the published code's options
     "vse_infinity": {
-        "text_residual": 0.0,
+        "text_base": "none",
+        "media_base": "none",
         "media_noise": 0.0,
         "batch_size": 112,
         "epochs": 25,
@@ -59,7 +60,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # arXiv 2104.08860 with the side networks of arXiv 2308.14316
     "clip4clip": {
-        "text_residual": 0.0,
+        "text_base": "none",
+        "media_base": "none",
         "media_noise": 0.0,
         "batch_size": 128,
         "epochs": 5,
@@ -103,7 +105,7 @@ class RetrievalTrainConfig(LoopConfig):
 
     embed_width: int | None = Field(default=None, ge=1)
     """Width of the common space, in features; by default that of a projected (vector) anchor or of
-    a text residual, else 512."""
+    a text base, else 512."""
     text_side_width: int | None = Field(default=None, ge=1)
     """Width d of the text side network, in features; by default 128 (that of the common
     space beside a projected anchor)."""
@@ -124,10 +126,26 @@ class RetrievalTrainConfig(LoopConfig):
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
     """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
-    text_residual: float = Field(default=0.1, ge=0)
-    """If positive, a text's embedding is the mean of its anchor's tokens, centred, plus this many
-    times the side network's vector, and as wide as the anchor: right for sentence encoders and
+    text_base: Literal["none", "anchor"] = "anchor"
+    """anchor: a text's embedding is the mean of its anchor's tokens, centred and partly whitened,
+    plus the side network's vector, and as wide as the anchor: right for sentence encoders and
     little data. Beside a projected anchor, and with another embed_width, there is none."""
+    text_side_weight: float = Field(default=0.1, ge=0)
+    """Length of the side network's vector that is added to a text's base."""
+    text_whitening: float = Field(default=0.25, ge=0, le=1)
+    """How far the text base is whitened: 0 leaves it as it is, 1 makes all directions equal."""
+    media_base: Literal["none", "memory"] = "memory"
+    """memory: a picture's or clip's embedding is a kernel regression from all its layers to the
+    text base, remembered as training rows, plus the side network's vector. Without a text base
+    there is none."""
+    media_side_weight: float = Field(default=1.0, ge=0)
+    """Length of the side network's vector that is added to the memory's."""
+    memory_keys: int = Field(default=2048, ge=1)
+    """Training items that the memory keeps, at most."""
+    memory_sharpness: float = Field(default=1.0, gt=0)
+    """Inverse square of the width of the memory's kernel, in units of a feature's deviation."""
+    memory_penalty: float = Field(default=0.5, gt=0)
+    """Weight of the memory's ridge penalty; larger is smoother."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
     text_options: Options = Field(default_factory=dict)

@@ -73,6 +73,8 @@ def locate_pairs(
 def find_views(cache: Cache, keys: Sequence[bytes], views: int | None = None) -> Ints:
     """Return the samples of inputs in a cache, int64 [n, V], -1 where there is none.
 
+    An input that was cached without views, as those of a dev split are, stands for its own views.
+
     Args:
         cache: to search.
         keys: content keys of the inputs.
@@ -84,7 +86,12 @@ def find_views(cache: Cache, keys: Sequence[bytes], views: int | None = None) ->
     for view in range(min(stored, views or stored)):
         data = b"".join(view_key(key, view) for key in keys)
         found.append(cache.find(np.frombuffer(data, dtype=np.uint8).reshape(-1, KEY_BYTES)))
-    return np.stack(found, 1)
+    samples = np.stack(found, 1)
+    lacking = (samples < 0) & (samples[:, :1] >= 0)
+    if lacking.any():
+        count = int(lacking.any(1).sum())
+        logger.info("%d of %d inputs of %s have fewer views", count, len(keys), cache.path)
+    return np.where(lacking, samples[:, :1], samples)
 
 
 def _check(samples: Ints, names: Sequence[Any], split: str, cache: Cache, what: str) -> None:

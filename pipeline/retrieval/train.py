@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from cache import JointBatch
+from pipeline.retrieval.bases import fit_bases
 from pipeline.retrieval.build import (
     RetrievalSetup,
     build_towers,
     make_pair_loader,
     prepare_retrieval,
     retrieval_identity,
-    set_tower_center,
     set_tower_statistics,
 )
 from pipeline.retrieval.config import RetrievalTrainConfig
@@ -83,7 +83,7 @@ def make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoTo
     ):
         unique = np.unique(samples[:, 0]).astype(np.int64)
         set_tower_statistics(tower, setup.caches[name], setup.taps[name], unique, config.batch_size)
-        set_tower_center(tower, setup.caches[name], setup.taps[name], unique)
+    fit_bases(model, config, setup)
     model = model.to(setup.device)
     same = _Same(config, setup)
     compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from cache import Cache, TapSpec
 from pipeline.config import ConfigError
+from pipeline.inputs import view_key
 from pipeline.retrieval.build import build_towers, make_pair_loader, prepare_retrieval
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.features import pooled_features
 from pipeline.retrieval.metrics import chance
+from pipeline.retrieval.samples import find_views
 from pipeline.retrieval.taps import TowerTaps
 from pipeline.retrieval.train import _hinge, train_retrieval
 from pipeline.run import Run, RunError
@@ -28,21 +30,36 @@ from pipeline.train import TrainProgress
 from pipeline.training.checkpoint import Progress, read_checkpoint
 from pipeline.training.samples import MissingInputs
 from unipt import TwoTowers, hinge_loss
+from unipt.bases import AnchorBase, MemoryBase
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_text_residual_is_centred_on_the_training_captions(tmp_path: Path) -> None:
-    values = settings(tmp_path, epochs=1, text_residual=0.25)
+def test_the_bases_are_fitted_on_the_training_split(tmp_path: Path) -> None:
+    bases = {"text_base": "anchor", "text_side_weight": 0.25, "media_base": "memory"}
+    values = settings(tmp_path, epochs=1, **bases)
     config = RetrievalTrainConfig.build(values | {"embed_width": None})
     model = Run.open(train_retrieval(config).path).towers()
     setup = prepare_retrieval(config)
-    text = setup.taps["text"]
-    samples = np.unique(setup.splits["train"].text[:, 0]).astype(np.int64)
+    text, train = setup.taps["text"], setup.splits["train"]
+    samples = np.unique(train.text[:, 0]).astype(np.int64)
     pooled = pooled_features(setup.caches["text"], text, samples, [text.anchor.name])
-    assert model.text.residual == 0.25
-    assert torch.allclose(model.text.center, pooled.mean(0), atol=1e-5)
+    assert model.text.side_weight == 0.25
+    assert isinstance(model.text.base, AnchorBase)
+    assert torch.allclose(model.text.base.center, pooled.mean(0), atol=1e-5)
     assert model.text.out_width == model.media.out_width == text.anchor.shape[0]
+    assert isinstance(model.media.base, MemoryBase)
+    assert len(model.media.base.keys) == len(np.unique(train.media[:, 0]))
+    assert model.media.base.values.abs().sum() > 0
+
+
+def test_a_memory_has_keys_at_most(tmp_path: Path) -> None:
+    values = settings(
+        tmp_path, epochs=1, text_base="anchor", media_base="memory", memory_keys=3
+    ) | {"embed_width": None}
+    model = Run.open(train_retrieval(RetrievalTrainConfig.build(values)).path).towers()
+    assert isinstance(model.media.base, MemoryBase)
+    assert model.media.base.keys.shape[0] == 3
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -200,6 +217,20 @@ def test_views_are_drawn_in_training_and_never_in_evaluation(tmp_path: Path) -> 
     for out, views in (("clean", 1), ("several", None)):
         train_retrieval(pair_config(tmp_path, out=out, views=views, epochs=2))
     assert not same_weights(tmp_path / "clean", tmp_path / "several")
+
+
+def test_an_input_without_cached_views_stands_for_its_own_views() -> None:
+    known = {view_key(b"a" * 16, 0): 3, view_key(b"a" * 16, 1): 5, view_key(b"b" * 16, 0): 7}
+
+    class Views:
+        path = Path("some.zarr")
+        row_to_sample = np.zeros((2, 2), np.int64)
+
+        def find(self, keys: Any) -> Any:
+            return np.array([known.get(key.tobytes(), -1) for key in keys])
+
+    found = find_views(Views(), [b"a" * 16, b"b" * 16, b"c" * 16])  # type: ignore[arg-type]
+    assert found.tolist() == [[3, 5], [7, 7], [-1, -1]]
 
 
 def test_an_example_is_a_caption_with_its_own_item(tmp_path: Path) -> None:

@@ -396,11 +396,15 @@ def test_towers_that_do_not_meet_are_refused() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
+def test_an_anchor_base_is_the_centred_mean_of_the_anchor(packed: bool) -> None:
     states, mask = texts()
-    net = tower(replace(TOKENS, out_width=6), pooling="mean", normalize=False, residual=0.5)
+    net = tower(
+        replace(TOKENS, out_width=6), pooling="mean", normalize=False, base="anchor",
+        side_weight=0.5,
+    )  # fmt: skip
     center = torch.arange(6.0)
-    net.set_center(center, 2.0)
+    net.base.center.copy_(center)
+    net.base.transform.mul_(0.5)
     given: dict[str, Any] = {"mask": mask}
     anchor, targets = states[-1], states[:-1]
     if packed:
@@ -411,22 +415,56 @@ def test_a_residual_adds_the_centred_mean_of_the_anchor(packed: bool) -> None:
         given = {"offsets": offsets}
     valid = mask[..., None].float()
     mean = (states[-1] * valid).sum(1) / valid.sum(1)  # [B, D]
-    net.residual = 0.0
+    base, net.base = net.base, None
     learnt = net(anchor, targets, **given).vector
-    net.residual = 0.5
+    net.base = base
     close(
         net(anchor, targets, **given).vector,
         (mean - center) / 2.0 + 0.5 * F.normalize(learnt, dim=-1),
     )
 
 
-def test_a_residual_does_not_blow_rounding_up() -> None:
-    net = tower(replace(TOKENS, out_width=6), pooling="mean", residual=0.5)
-    net.set_center(torch.full((6,), 2.0), 0.0)
-    close(net.spread, torch.tensor(0.02 * 6**0.5))
-
-
 @pytest.mark.parametrize("side", [MAPS, CLIP, TOKENS])
-def test_a_residual_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
-    with pytest.raises(ValueError, match="residual needs"):
-        SideTower(side=side, pooling="none" if side is CLIP else "mean", residual=0.5)
+def test_an_anchor_base_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
+    with pytest.raises(ValueError, match="base='anchor' needs"):
+        SideTower(side=side, pooling="none" if side is CLIP else "mean", base="anchor")
+
+
+def test_a_memory_base_is_added_in_evaluation_only() -> None:
+    torch.manual_seed(0)
+    maps, wanted = small_maps(), F.normalize(torch.randn(5, MAPS.out_width), dim=1)
+    net = tower(MAPS, pooling="mean", base="memory", memory_keys=5, side_weight=0.25)
+    features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
+    net.base.fit(features, wanted, keys=torch.arange(5), sharpness=8.0, ridge=1e-6)
+    *targets, anchor = maps
+    with_memory = net.eval()(anchor, targets).vector
+    base, net.base = net.base, None
+    learnt = net(anchor, targets).vector
+    close(with_memory, F.normalize(wanted + 0.25 * learnt, dim=1))
+    close(without(net.train(), base, maps), without(net, None, maps))
+
+
+def test_a_memory_of_clips_sees_the_mean_of_their_frames() -> None:
+    torch.manual_seed(0)
+    maps, wanted = small_maps(), F.normalize(torch.randn(2, MAPS.out_width), dim=1)
+    net = tower(
+        MAPS, pooling="mean", frames="mean", base="memory", memory_keys=2, side_weight=0.0
+    ).eval()
+    features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
+    clips = torch.stack([features[:3].mean(0), features[3:].mean(0)])
+    net.base.fit(clips, wanted, keys=torch.arange(2), sharpness=8.0, ridge=1e-6)
+    *targets, anchor = maps
+    close(net(anchor, targets, frames=torch.tensor([0, 3, 5])).vector, wanted)
+
+
+def without(net: SideTower, base: Any, maps: list[torch.Tensor]) -> torch.Tensor:
+    """What the tower gives in training mode beside this base."""
+    net.base = base
+    *targets, anchor = maps
+    vector: torch.Tensor = net(anchor, targets).vector
+    return vector
+
+
+def small_maps() -> list[torch.Tensor]:
+    """Maps of five pictures, as `MAPS` wants them, the anchor last."""
+    return [torch.randn(5, width, 4, 6) for width in (*MAPS.widths, MAPS.anchor_width)]

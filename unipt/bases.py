@@ -1,0 +1,146 @@
+"""What a side tower adds its vector to: closed-form embeddings that little data cannot undo.
+
+Legend: B samples, M keys, F features (the mean of every layer, concatenated), E embedding width.
+`AnchorBase` keeps what a sentence encoder knows of likeness; `MemoryBase` is a kernel regression on
+the training rows. Both are fitted once, before the training, and nothing in them is trained.
+Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbers kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["AnchorBase", "MemoryBase"]
+
+
+class AnchorBase(nn.Module):
+    """The mean of the anchor's tokens, centred and partly whitened: ``(x - center) W``.
+
+    Args:
+        width: E, of the anchor and of the embedding.
+    """
+
+    center: Tensor
+    transform: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("transform", torch.eye(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the bases of anchor means ``[B, E]``, ``[B, E]``, of about length 1."""
+        return (features.to(self.center.dtype) - self.center) @ self.transform
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, whitening: float = 0.0) -> None:
+        """Set centre and transform from the anchor means of the training rows.
+
+        Args:
+            features: ``[n, E]``.
+            whitening: a principal direction of variance v is scaled by ``v^(-whitening / 2)``: 0
+                leaves the directions' shares as they are, 1 makes them equal. A variance counts as
+                that of rounding at least, a hundredth of the centre's length, so that rounding is
+                not blown up.
+        """
+        rows = features.double()
+        center = rows.mean(0)
+        values, vectors = torch.linalg.eigh((rows - center).T @ (rows - center) / len(rows))
+        least = (1e-4 * center.square().sum() / len(center)).clamp_min(1e-12)
+        values = values.clamp_min(0) + 1e-3 * values.clamp_min(0).mean() + least
+        factors = values ** (-whitening / 2)
+        factors = factors / (values * factors.square()).sum().sqrt()  # mean square length 1
+        self.center.copy_(center)
+        self.transform.copy_(vectors * factors @ vectors.T)
+
+
+class MemoryBase(nn.Module):
+    """Kernel regression on the training rows, as attention over M of them.
+
+        x' = (x - mean) / scale      w = softmax_m(2 g/F x' k_m - g/F |k_m|^2)      y = w V
+
+    Up to a positive factor a sample this is ``sum_m exp(-g |x' - k_m|^2 / F) v_m``, the prediction
+    of a kernel ridge regression of coefficients V: the direction, all that a cosine sees, is equal.
+    Tip-Adapter (arXiv 2207.09519) has this form, with the training samples as keys.
+
+    Args:
+        keys: M.
+        width: F.
+        out_width: E.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    keys: Tensor
+    values: Tensor
+    sharpness: Tensor
+
+    def __init__(self, *, keys: int, width: int, out_width: int) -> None:
+        super().__init__()
+        if min(keys, width, out_width) < 1:
+            raise ValueError(
+                f"a memory needs keys, width and out_width of at least 1, got {keys}, {width} and "
+                f"{out_width}"
+            )
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("keys", torch.zeros(keys, width))
+        self.register_buffer("values", torch.zeros(keys, out_width))
+        self.register_buffer("sharpness", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the bases of features ``[B, F]``, ``[B, E]``, of length 1."""
+        rate = self.sharpness / features.shape[-1]
+        given = (features.to(self.keys.dtype) - self.mean) / self.scale
+        lengths = self.keys.square().sum(-1)  # [M]
+        weights = torch.softmax(rate * (2 * given @ self.keys.T - lengths), -1)  # [B, M]
+        return F.normalize(weights @ self.values, dim=-1)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        features: Tensor,
+        wanted: Tensor,
+        *,
+        keys: Tensor,
+        sharpness: float = 1.0,
+        ridge: float = 0.3,
+    ) -> None:
+        """Set keys and coefficients by regularised least squares over all rows.
+
+        ``min_V |K_nm V - Y|^2 + ridge tr(V^T K_mm V)``: kernel ridge regression if every row is a
+        key, else its Nystroem approximation. Computed in float64.
+
+        Args:
+            features: ``[n, F]``.
+            wanted: Y, what the rows should be embedded as, ``[n, E]``.
+            keys: ``LongTensor [M]``, the rows to keep as keys.
+            sharpness: g, the inverse square of the kernel's width, in units of one feature's
+                deviation.
+            ridge: the weight of the penalty.
+        """
+        mean, scale = features.double().mean(0), features.double().std(0, correction=0)
+        scale = torch.where(scale > 1e-3 * scale.mean(), scale, scale.mean().clamp_min(1e-6))
+        rows = (features.double() - mean) / scale
+        chosen = rows[keys]
+        between = kernel(rows, chosen, sharpness)  # [n, M]
+        among = between[keys]  # [M, M]
+        left = between.T @ between + ridge * among
+        left.diagonal().add_(1e-8 * left.diagonal().mean())
+        values = torch.linalg.solve(left, between.T @ wanted.double())
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        self.keys.copy_(chosen)
+        self.values.copy_(values)
+        self.sharpness.fill_(sharpness)
+
+
+def kernel(rows: Tensor, keys: Tensor, sharpness: float) -> Tensor:
+    """Return ``exp(-sharpness |x - k|^2 / F)`` of ``[n, F]`` and ``[M, F]``, ``[n, M]``."""
+    distance = rows.square().sum(1)[:, None] + keys.square().sum(1) - 2 * rows @ keys.T
+    return torch.exp(-sharpness / rows.shape[1] * distance.clamp_min(0))
