@@ -84,8 +84,10 @@ class _Slab:
     def settle(self, places: Sequence[int]) -> None:
         """Move the blocks that were read to their places on the device."""
         for number, place in enumerate(places if self._home is not None else ()):
-            source = self._entry[:, number * self._rows : (number + 1) * self._rows]
-            self.values[:, place * self._rows : (place + 1) * self._rows].copy_(source)
+            into = slice(place * self._rows, (place + 1) * self._rows)
+            read = slice(number * self._rows, (number + 1) * self._rows)
+            for held, entry in zip(self.values, self._entry, strict=True):
+                held[into].copy_(entry[read])  # contiguous: straight from pinned memory
 
     def copy_rows(self, first: Ints, runs: _Runs, out: Tensor) -> None:
         """Copy runs that begin at the rows `first` of the slab into a batch [n_taps, T, width].

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,3 +144,25 @@ def cut_off_at(patch, count):
             patch.setattr(owner, name, wrap(getattr(owner, name)))
     for name in ("replace", "unlink", "rmdir"):
         patch.setattr(Path, name, wrap(getattr(Path, name)))
+
+
+class Counted:
+    """Bytes of the tensors that `torch.empty` made and that are still alive."""
+
+    def __init__(self, patch):
+        self.now = self.peak = 0
+        self._lock = threading.Lock()
+        make = torch.empty
+
+        def empty(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            self.add(tensor.nbytes)
+            weakref.finalize(tensor, self.add, -tensor.nbytes)
+            return tensor
+
+        patch.setattr(torch, "empty", empty)
+
+    def add(self, count):
+        with self._lock:
+            self.now += count
+            self.peak = max(self.peak, self.now)

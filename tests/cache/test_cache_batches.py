@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cachekit import Sample, token_taps
+from cachekit import Counted, Sample, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +134,34 @@ def test_memory_is_planned_by_the_bound(opened):
     loose = loader(opened, batch_size=64, max_tokens=10**9)
     assert bound.memory_bytes < free.memory_bytes == loose.memory_bytes
     assert len(bound) > len(free)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_never_more_memory_than_stated_under_any_bound(opened, data):
+    """Blocks held, and batches: those ready, in work, kept to be used again, and the caller's."""
+    limits = {
+        "batch_size": data.draw(st.integers(1, 40)),
+        "max_tokens": data.draw(st.one_of(st.none(), st.integers(1, 300))),
+        "tier": data.draw(st.sampled_from(["host", "disk"])),
+        "threads": data.draw(st.integers(1, 3)),
+        "taps": data.draw(st.sampled_from([TAPS, ["pooled"]])),
+    }
+    if limits["taps"] == ["pooled"]:
+        limits["max_tokens"] = None
+    fresh = Cache.open(opened.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cache.workbench._SMALL", 1)  # keep even the smallest buffers
+        counted = Counted(patch)
+        batches = loader(fresh, **limits)
+        (store,) = batches.joint.feeds[""]._stores
+        beside = store.nbytes - store.nbytes // store.capacity * batches.joint.memory.capacities[0]
+        for epoch in range(2):
+            for batch in batches.epoch(epoch):
+                assert len(batch.index)
+            del batch
+        assert counted.now == store.nbytes  # nothing but the blocks outlives an epoch
+        assert counted.peak - beside <= batches.memory_bytes
 
 
 def test_bounds_count_the_tokens_of_all_sources(opened):

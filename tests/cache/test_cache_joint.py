@@ -1,13 +1,12 @@
 """Batches from several caches: numbers, order, views, resume, tiers and memory."""
 
 import threading
-import weakref
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from cachekit import Sample, frame_taps, token_taps
+from cachekit import Counted, Sample, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,28 +223,6 @@ def test_resuming_with_views_in_mid_epoch(caches):
     whole = list(loader.epoch(4))
     same(whole[5:], pairs(caches, views=True, tier="host").epoch(4, start_batch=5))
     assert not np.array_equal(loader.order(4), loader.order(5))
-
-
-class Counted:
-    """Bytes of the tensors that `torch.empty` made and that are still alive."""
-
-    def __init__(self, patch):
-        self.now = self.peak = 0
-        self._lock = threading.Lock()
-        make = torch.empty
-
-        def empty(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            self.add(tensor.nbytes)
-            weakref.finalize(tensor, self.add, -tensor.nbytes)
-            return tensor
-
-        patch.setattr(torch, "empty", empty)
-
-    def add(self, count):
-        with self._lock:
-            self.now += count
-            self.peak = max(self.peak, self.now)
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
