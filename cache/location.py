@@ -251,7 +251,9 @@ def asking(place: ObjectPath) -> Iterator[None]:
         if "NoSuchBucket" in str(error):
             raise CacheUnreachable(_explain(place.bucket, str(error))) from error
         raise
-    except (CacheError, *_refused()):
+    except CacheError:
+        raise
+    except _refused():
         raise
     except (library().exceptions.BaseError, OSError) as error:
         raise CacheUnreachable(_explain(str(place), str(error))) from error

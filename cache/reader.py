@@ -5,27 +5,31 @@ Opening reads the index (about 90 bytes a sample) and stats every shard file; no
 
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import lazy_arrays
 from .chunks import ChunkReader, Verify
-from .errors import CacheDamaged, InvalidTap
+from .errors import CacheDamaged, FingerprintMismatch, InvalidTap
 from .fingerprint import Fingerprint
 from .geometry import Geometry
 from .layout import check_keys
 from .ledger import Entry
-from .location import Location, ObjectPath, parse_location
+from .location import Location, ObjectPath, absolute, parse_location
 from .manifest import Manifest, check_children, read_finished, read_index, read_manifest
 from .packing import BlockTable
 from .remote import BLOCKS, RemoteChunkReader
 from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
 from .store import BlockStore, Factors
+
+if TYPE_CHECKING:
+    import dask.array
 
 Array = np.ndarray[Any, Any]
 
@@ -57,6 +61,7 @@ class Cache:
         self.fingerprint: Fingerprint = found.fingerprint
         self.origin = found.origin
         self.finished = set(finished)
+        self._verify: Verify = verify
         index = {name: read_index(found, name) for name in self.geometry.index_arrays()}
         self.table = BlockTable(
             block=index["block"],
@@ -251,6 +256,28 @@ class Cache:
         """Read taps of one block of a stack; see `ChunkReader.read_block`."""
         self._readers[stack.name].read_block(block, taps, into)
 
+    def to_dask(self, taps: Sequence[str] | None = None) -> "dict[str, dask.array.Array]":
+        """Return taps as lazy arrays, for analysis; see `arrays.lazy_arrays`.
+
+        Args:
+            taps: names; None for all.
+
+        Returns:
+            Tap to [rows, *shape]: every token or frame (or sample, for the kinds without a length
+            of their own) once, without padding, in the order of `packed_order`.
+        """
+        names = [tap.name for tap in self.taps] if taps is None else list(taps)
+        return lazy_arrays(self, names)
+
+    @property
+    def packed_order(self) -> Ints:
+        """Samples in the order in which they lie on the disk, int64 [n_samples]."""
+        return np.lexsort((self.table.slot, self.table.block)).astype(np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        incomplete = len(self.finished) < self.geometry.n_shards
+        return _reopen, (absolute(self.path), self._verify, incomplete, self.fingerprint.digest)
+
     def read(self, samples: Ints, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Read samples.
 
@@ -274,6 +301,15 @@ class Cache:
             values = self.store(group.taps, capacity=self._at_once).gather(blocks, rows)
             result |= dict(zip(group.taps, values, strict=True))
         return {name: result[name] for name in names}
+
+
+@lru_cache(maxsize=4)
+def _reopen(path: str, verify: Verify, incomplete: bool, digest: str) -> Cache:
+    """Open the cache of a pickled one, once a process."""
+    cache = Cache.open(path, allow_incomplete=incomplete, verify=verify)
+    if cache.fingerprint.digest != digest:
+        raise FingerprintMismatch(f"{path} was replaced by another cache; open it again")
+    return cache
 
 
 def _reader(

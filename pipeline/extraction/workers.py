@@ -9,11 +9,13 @@ and load the backbone, and two shards of memory a worker.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from logging import CRITICAL
+from multiprocessing import resource_tracker
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +31,7 @@ from distributed import (
     get_worker,
 )
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.utils import LoopRunner
 
 from cache import CacheWriter
 from cache.ledger import Entry
@@ -39,6 +42,7 @@ _TASKS = 2
 """Tasks at once in a worker: one computes, one writes."""
 _PATIENCE = 60.0
 """Seconds to wait for a scheduler, and for its first worker."""
+_ANY_PORT = "127.0.0.1:0"
 _LOCAL = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard": False}
 
 
@@ -131,10 +135,12 @@ def workers_of(crew: Crew) -> Iterator[Client]:
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     with (
+        _undisturbed_loop() as loop,
         SpecCluster(
             workers={number: _local(env) for number, env in enumerate(environments)},
-            scheduler={"cls": Scheduler, "options": _LOCAL},
+            scheduler={"cls": Scheduler, "options": _LOCAL | {"dashboard_address": _ANY_PORT}},
             silence_logs=CRITICAL,
+            loop=loop,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -161,6 +167,25 @@ def worker_environments(
             known["CUDA_VISIBLE_DEVICES"] = names[number % gpus]
         environments.append(known)
     return environments
+
+
+@contextmanager
+def _undisturbed_loop() -> Iterator[Any]:
+    """Yield the event loop of a thread whose child processes do not hear Ctrl-C.
+
+    The terminal sends it to every process; the coordinating one alone must decide what it means.
+    """
+    resource_tracker.ensure_running()  # a thread that starts it hears Ctrl-C again
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the thread
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 def _local(environment: dict[str, str]) -> dict[str, Any]:
