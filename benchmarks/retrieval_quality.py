@@ -2,11 +2,13 @@
 
     python -m benchmarks.retrieval_quality [--sets pictures pictures-dinov2 clips] [--seeds 0 1 2]
 
-The emoji are split 60 / 10 / 30 by concept; settings are the defaults, chosen on the dev split of
-`pictures`. "last" is the same side network given each tower's last tap alone; both side networks
-draw from five views of the training pictures, which a ridge regression does not. Finished caches
-and runs in `--work` are used again.
-Cost on two cores: extraction 3 (pictures) to 15 minutes, then 2 minutes a seed.
+The emoji are split 60 / 10 / 30 by concept. Settings are the defaults, chosen on train and dev of
+`pictures`, and everything is fitted on train and dev together; the ridge regressions choose their
+strengths on dev first. "last" is given each tower's last tap alone. "memory" is the closed-form
+base of the pictures without a side network, "no memory" the side network without it. All but the
+ridge regressions draw from five views of the pictures. Finished caches and runs in `--work` are
+used again.
+Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 minutes a seed.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pipeline.demo.emoji import efficientnet_lite0, emoji_clips, emoji_pictures
 from pipeline.demo.retrieval import LITE0_TAPS, VIEWS, emoji_data
 from pipeline.extract import RetrievalExtractConfig, extract
 from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.data import RetrievalData
 from pipeline.retrieval.ridge import Layers, ridge
 from pipeline.retrieval.train import train_retrieval
 
@@ -80,37 +83,46 @@ def caches(name: str, pairs: PairSet, work: Path) -> dict[str, Path]:
         out = found[f"{tower}_cache"] = work / f"{name}-{tower}.zarr"
         own = pairs.options if tower == "media" else {}
         backbone = pairs.backbone if tower == "media" else minilm(ASSETS)
-        data = emoji_data(pairs.folder)
-        config = RetrievalExtractConfig(data=data, backbone=str(backbone), out=out, **own)
+        config = RetrievalExtractConfig(
+            data=pair_data(pairs), backbone=str(backbone), out=out, **own
+        )
         print(extract(config).render(), flush=True)
     return found
 
 
+def pair_data(pairs: PairSet) -> RetrievalData:
+    """Return the data of a set, dev joined to train."""
+    return emoji_data(pairs.folder, fit_on_dev=True)
+
+
+def variants(last: str) -> dict[str, dict[str, Any]]:
+    """Return what each trained model changes of the defaults."""
+    taps = {**LAST_TAPS, "media_taps": (last,)}
+    alone = {"text_side_weight": 0.0, "media_side_weight": 0.0, "epochs": 1}
+    return {
+        "memory, last": taps | alone,
+        "memory, all": alone,
+        "side network, last": taps,
+        "side network, all, no memory": {"media_base": "none"},
+        "side network, all": {},
+    }
+
+
 def measure(
     name: str, pairs: PairSet, found: dict[str, Path], seed: int, work: Path
-) -> dict[str, Any]:
-    """Return dev and test metrics of both baselines and both side networks for one split."""
-    shared: dict[str, Any] = {
-        **found,
-        "data": emoji_data(pairs.folder),
-        "seed": seed,
-    }
-    rows: dict[str, Any] = {}
+) -> dict[str, dict[str, float]]:
+    """Return the test metrics of baselines and models for one seed."""
+    shared: dict[str, Any] = {**found, "data": pair_data(pairs), "seed": seed}
+    rows: dict[str, dict[str, float]] = {}
     for layers in LAYERS:
         config = RetrievalTrainConfig(**shared, out=work / f"{name}-ridge-{seed}")
-        evaluations = ridge(config, layers, resamples=10).evaluations
-        rows[f"ridge, {layers}"] = {
-            split: {metric: evaluations[split].metrics[metric].value for metric in METRICS}
-            for split in ("dev", "test")
-        }
-        taps = {**LAST_TAPS, "media_taps": (pairs.last,)} if layers == "last" else {}
-        run = RetrievalTrainConfig(**shared, **taps, out=work / f"{name}-side-{layers}-{seed}")
-        result = train_retrieval(run)
-        rows[f"side network, {layers}"] = {
-            split: {metric: result.metrics[split][metric] for metric in METRICS}
-            for split in ("dev", "test")
-        }
-        print(name, seed, layers, json.dumps(rows), flush=True)
+        metrics = ridge(config, layers, resamples=10).evaluations["test"].metrics
+        rows[f"ridge, {layers}"] = {metric: metrics[metric].value for metric in METRICS}
+    for model, changes in variants(pairs.last).items():
+        out = work / f"{name}-{model.replace(', ', '-').replace(' ', '-')}-{seed}"
+        result = train_retrieval(RetrievalTrainConfig(**shared | changes, out=out))
+        rows[model] = {metric: result.metrics["test"][metric] for metric in METRICS}
+        print(name, seed, model, json.dumps(rows[model]), flush=True)
     return rows
 
 
@@ -121,7 +133,7 @@ def table(sets: dict[str, Any]) -> list[str]:
         for model in next(iter(seeds.values())):
             cells = []
             for metric in METRICS:
-                values = [rows[model]["test"][metric] for rows in seeds.values()]
+                values = [rows[model][metric] for rows in seeds.values()]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
             lines.append(f"{name + ': ' + model:<42}" + "".join(f"{cell:>16}" for cell in cells))
