@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .chunks import ChunkReader
@@ -27,6 +28,8 @@ from .workbench import Workbench
 _NOTHING: Bytes = np.empty(0, np.uint8)
 JOBS = 4
 """Parts that the reading of few blocks is shared out in, so that several threads have work."""
+SHARE = 2**23
+"""Bytes of a batch that are worth a thread to copy them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class _Runs(NamedTuple):
     row: Ints
     start: Ints
     count: Ints  # type: ignore[assignment]  # hides tuple.count
+
+    def cut(self, chosen: slice | NDArray[np.bool_]) -> "_Runs":
+        """Return some of the runs."""
+        return _Runs(*(column[chosen] for column in self))
 
 
 class _Slab:
@@ -189,10 +196,20 @@ class BlockStore:
             part = needed[low : low + self.capacity]
             places = np.array(self.ensure(part, bench), np.int64)
             inside = (runs.block >= part[0]) & (runs.block <= part[-1])
-            chosen = _Runs(*(column[inside] for column in runs))
+            chosen = runs.cut(inside)
             first = places[np.searchsorted(part, chosen.block)] * self._rows + chosen.row
-            for slab, out in zip(self._slabs, room, strict=True):
-                slab.copy_rows(first, chosen, out)
+            jobs = [
+                partial(slab.copy_rows, first[share], chosen.cut(share), out)
+                for slab, out in zip(self._slabs, room, strict=True)
+                for share in self._shares(chosen, out)
+            ]
+            bench.run(jobs)
+
+    def _shares(self, runs: _Runs, out: Tensor) -> list[slice]:
+        """Cut runs into shares for several threads, if there is enough to copy."""
+        parts = min(JOBS, 1 + out.nbytes // SHARE) if self._home is None else 1
+        step = max(1, -(-len(runs.row) // parts))
+        return [slice(low, low + step) for low in range(0, len(runs.row), step)]
 
     def ensure(self, blocks: Ints, bench: Workbench | None = None) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""

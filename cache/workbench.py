@@ -68,7 +68,7 @@ class Workbench:
     def run(self, jobs: Sequence[Callable[[], None]], readers: Executor | None = None) -> None:
         """Do all jobs, here and in the threads of `readers`; all have ended if one raises."""
         readers = readers or self._readers
-        if readers is None:
+        if readers is None or len(jobs) < 2:
             for job in jobs:
                 job()
             return

@@ -28,7 +28,9 @@ LENGTH = np.array(LENGTHS)
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    return Cache.open(SAMPLE.write(tmp_path_factory.mktemp("batches") / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cache.store.SHARE", 100)  # several threads copy even a small batch
+        yield Cache.open(SAMPLE.write(tmp_path_factory.mktemp("batches") / "cache"))
 
 
 def loader(cache, samples=None, **extra):
