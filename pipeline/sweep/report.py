@@ -4,6 +4,7 @@ Pointing at a trial shows it in all charts and in the table; about 1 KB a trial 
 """
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _body(sweep: Path, results: Mapping[str, Any]) -> str:
         "everywhere; click to keep it."
     )
     parts = [
-        f"<header><h1>Sweep {sweep.resolve().name}</h1><p>{intro}</p></header>",
+        f"<header><h1>Sweep {escape(sweep.resolve().name)}</h1><p>{intro}</p></header>",
         page.tiles(_facts(results, config.run.epochs)),
         page.section(
             "Every trial at a glance",
@@ -127,7 +128,7 @@ def _confidence(sweep: Path) -> str:
 
 def _cost_note(results: Mapping[str, Any]) -> str:
     sizes = {(s["size"], s["reason"]) for s in results["sizes"].values()}
-    said = "; ".join(f"{size}: {reason}" for size, reason in sorted(sizes))
+    said = escape("; ".join(f"{size}: {reason}" for size, reason in sorted(sizes)))
     return f"Trainings of one shape share each read of the cache. Most in a cohort: {said}."
 
 
@@ -144,10 +145,11 @@ def _costs(results: Mapping[str, Any]) -> str:
 
 
 def _trials_note(sweep: Path) -> str:
-    command = f"unipt train --from-trial {sweep}:NUMBER RUN"
+    place = escape(str(sweep))
     return (
-        f"Click a column to sort. Any trial is trained again by <code>{command}</code>; those with "
-        f"a test score kept their weights: <code>unipt export {sweep}:NUMBER MODEL</code>."
+        "Click a column to sort. Any trial is trained again by "
+        f"<code>unipt train --from-trial {place}:NUMBER RUN</code>; those with a test score kept "
+        f"their weights: <code>unipt export {place}:NUMBER MODEL</code>."
     )
 
 
