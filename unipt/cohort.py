@@ -33,6 +33,8 @@ class StackedClassifiers(nn.Module):
             ``input_norm="standard"``) must be the same in all of them.
         order: names of the parameters in the order of their columns; by default the model's.
         generators: one a trial, for dropout; by default all draw from torch's own.
+        together: work on all trials at once, instead of one after another behind the states they
+            share; by default so on accelerators, while a CPU's cache holds one trial better.
 
     Attributes:
         flat: all weights, ``[K, P]``.
@@ -50,6 +52,7 @@ class StackedClassifiers(nn.Module):
         *,
         order: Sequence[str] | None = None,
         generators: Sequence[Generator] | None = None,
+        together: bool | None = None,
     ) -> None:
         super().__init__()
         if not models:
@@ -70,6 +73,7 @@ class StackedClassifiers(nn.Module):
         for name, buffer in first.named_buffers():
             self.register_buffer(self._shared[name], buffer.detach().clone())
         self._template = (copy.deepcopy(first).to("meta"),)  # in a tuple: its weights are not ours
+        self.together = together
         self.dropout: list[float] = []
         self.generators = None if generators is None else list(generators)
         self.flat = nn.Parameter(torch.empty(0, sum(self.sizes)))
@@ -138,18 +142,29 @@ class StackedClassifiers(nn.Module):
             ValueError: if offsets and states do not fit each other or the classifiers.
         """
         shared = self.share(states, offsets)
-        parts = [self.predict(self.flat[rows], shared, rows) for rows in self.portions(states)]
+        parts = [self.predict(self.flat[rows], shared, rows) for rows in self.portions()]
         logits, confidence = (torch.cat(values) for values in zip(*parts, strict=True))
         return Prediction(logits, confidence)
 
-    def share(self, states: Tensor, offsets: Tensor) -> SharedStates:
-        """Do once for all trials what a batch needs, arguments as in `forward`."""
-        return SharedStates(self.template.side, states, offsets)
+    def share(
+        self, states: Tensor, offsets: Tensor, dtype: torch.dtype | None = None
+    ) -> SharedStates:
+        """Do once for all trials what a batch needs, arguments as in `forward`.
 
-    def portions(self, states: Tensor) -> list[slice]:
-        """Rows of trials to work on at a time: one on a CPU, for its cache, else all."""
-        count = len(self) if states.device.type != "cpu" else 1
+        The products with the states are of `dtype`; by default bfloat16 or float32, as the states.
+        """
+        low = states.dtype == torch.bfloat16
+        kept = dtype or (torch.bfloat16 if low else torch.float32)
+        side, together = self.template.side, self._all_at_once()
+        return SharedStates(side, states, offsets, dtype=kept, together=together)
+
+    def portions(self) -> list[slice]:
+        """Rows of the trials to work on at a time: all on an accelerator, one on a CPU."""
+        count = len(self) if self._all_at_once() else 1
         return [slice(row, row + count) for row in range(0, len(self), count)]
+
+    def _all_at_once(self) -> bool:
+        return self.flat.device.type != "cpu" if self.together is None else self.together
 
     def predict(self, flat: Tensor, shared: SharedStates, rows: slice) -> Prediction:
         """Predict with weights ``[k, P]``, which stand for those of the trials at `rows`.

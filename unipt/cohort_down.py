@@ -12,7 +12,7 @@ are bfloat16, the sums float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -27,57 +27,59 @@ __all__ = ["SharedStates", "reduce_trials"]
 
 
 class SharedStates:
-    """A packed batch as all trials read it: ordered by length, after the input norm.
+    """A packed batch as all trials read it: ordered by length, converted, after the input norm.
 
     Args:
         side: the side network's options.
-        states: ``[M, T, D]``.
+        states: ``[M, T, D]``, of any floating type.
         offsets: ``LongTensor [B + 1]``.
+        dtype: of the products with the states.
+        together: reduce all trials in one GEMM a state, instead of one after another.
 
     Attributes:
-        states: ordered, ``[M, T, D]``.
+        inputs: ordered, one ``[T, D]`` a state, in oneDNN's form where it is used.
         offsets: of the ordered samples.
         groups: the order.
         samples: place of each sample in the order, ``[B]``.
+        together: as given.
 
     Raises:
         ValueError: if offsets and states do not fit each other or the side network.
     """
 
-    def __init__(self, side: SideNetwork, states: Tensor, offsets: Tensor) -> None:
-        width = side.widths[0]
-        if states.dim() != 3 or states.shape[::2] != (len(side.widths) + 1, width):
-            raise ValueError(
-                f"states have shape {list(states.shape)}; give [{len(side.widths) + 1}, T, {width}]"
-            )
+    def __init__(
+        self,
+        side: SideNetwork,
+        states: Tensor,
+        offsets: Tensor,
+        *,
+        dtype: torch.dtype,
+        together: bool,
+    ) -> None:
+        width, layers = side.widths[0], len(side.widths) + 1
+        if states.dim() != 3 or states.shape[::2] != (layers, width):
+            raise ValueError(f"states have shape {list(states.shape)}; give [{layers}, T, {width}]")
         check_offsets(offsets, states.shape[1])
         self.groups = group_by_length(offsets)
         lengths = (offsets[1:] - offsets[:-1])[self.groups.samples]
         self.offsets = F.pad(lengths.cumsum(0), (1, 0))
         self.samples = invert(self.groups.samples)
-        kept = states.dtype if states.dtype == torch.bfloat16 else torch.float32
-        self.states = side.target_down.prepare(states[:, self.groups.tokens].to(kept))
+        self.together, self.tokens, self.layers = together, states.shape[1], layers
+        blocked = _onednn(states, dtype) and not together
+        self.inputs: list[Tensor] = []
+        for state in states:  # one by one: each stays in the cache until it has its last form
+            ordered = side.target_down.prepare(state[self.groups.tokens].to(dtype))
+            self.inputs.append(ordered.to_mkldnn() if blocked else ordered)
         self._rows: dict[int, Tensor] = {}
         self._identities: dict[int, Tensor] = {}
-        self._blocked: list[Tensor] | None = None
-
-    @property
-    def inputs(self) -> Sequence[Tensor]:
-        """The states one by one, in oneDNN's own form where it is used."""
-        if self._blocked is None:
-            blocked = _onednn(self.states)
-            self._blocked = [state.to_mkldnn() if blocked else state for state in self.states]
-        return self._blocked
 
     def target_rows(self, trials: int) -> Tensor:
         """Rows of ``[K, N, T]`` flattened, so that each group lies together as [K, G, N, L]."""
         if trials not in self._rows:
-            layers, tokens = self.states.shape[0] - 1, self.states.shape[1]
-            device = self.states.device
-            planes = (
-                torch.arange(trials * layers, device=device).view(trials, 1, layers, 1) * tokens
-            )
-            steps = torch.arange(tokens, device=device)
+            layers, device = self.layers - 1, self.samples.device
+            planes = torch.arange(trials * layers, device=device) * self.tokens
+            planes = planes.view(trials, 1, layers, 1)
+            steps = torch.arange(self.tokens, device=device)
             parts = torch.split(steps, [count * length for count, length in self.groups.sizes])
             rows = [
                 (part.view(count, 1, length) + planes).flatten()
@@ -99,7 +101,7 @@ def reduce_trials(
     side: SideNetwork, shared: SharedStates, weights: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Bring the shared states to each trial's a ``[K, T, d]`` and t ``[K, N, T, d]``."""
-    down, width = side.target_down, shared.states.shape[-1]
+    down, width = side.target_down, side.widths[0]
 
     def both(name: str, dim: int = 1) -> Tensor:
         parts = [weights[f"side.{part}_down.{name}"] for part in ("target", "anchor")]
@@ -111,11 +113,11 @@ def reduce_trials(
         bias = bias - (weight @ both(f"linear.mean_{width}", 0)[..., None])[..., 0]
     norm = () if down.norm is None else (both("norm.weight"), both("norm.bias"))
     eps = 0.0 if down.norm is None else down.norm.eps
-    if shared.states.device.type == "cpu":
-        both_kinds = _ReduceEach.apply(shared, eps, weight, bias, *norm)  # type: ignore[no-untyped-call]
-        return cast(tuple[Tensor, Tensor], both_kinds)
-    reduced = _reduce_together(shared.states, eps, weight, bias, norm)
-    return reduced[:, -1], reduced[:, :-1]
+    if shared.together:
+        reduced = _reduce_together(torch.stack(shared.inputs), eps, weight, bias, norm)
+        return reduced[:, -1], reduced[:, :-1]
+    result = _ReduceEach.apply(shared, eps, weight, bias, *norm)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], result)
 
 
 def _reduce_together(
@@ -124,6 +126,8 @@ def _reduce_together(
     trials, layers, narrow, width = weight.shape
     wide = weight.permute(1, 3, 0, 2).reshape(layers, width, -1)  # [M, D, K d]
     shift = bias.transpose(0, 1).reshape(layers, 1, -1)
+    if not torch.is_autocast_enabled(states.device.type):
+        states = states.to(wide.dtype)
     reduced = torch.baddbmm(shift, states, wide)  # [M, T, K d]
     reduced = reduced.view(layers, -1, trials, narrow).permute(2, 0, 1, 3)  # [K, M, T, d]
     if not norm:
@@ -140,7 +144,7 @@ class _ReduceEach(torch.autograd.Function):
         ctx: Any, shared: SharedStates, eps: float, weight: Tensor, bias: Tensor, *norm: Tensor
     ) -> tuple[Tensor, Tensor]:
         trials, layers, narrow, _ = weight.shape
-        tokens, last = shared.states.shape[1], layers - 1
+        tokens, last = shared.tokens, layers - 1
         targets = weight.new_empty(trials, last, tokens, narrow)
         anchor = weight.new_empty(trials, tokens, narrow)
         saved: list[Tensor] = []
@@ -187,10 +191,10 @@ class _ReduceEach(torch.autograd.Function):
         return None, None, weight_grad, bias_grad, *norm_grads
 
 
-def _onednn(states: Tensor) -> bool:
-    """Whether products with these states go through oneDNN's own tensors."""
+def _onednn(states: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in `dtype` with these states go through oneDNN's own tensors."""
     present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return present and states.dtype == torch.float32
+    return present and dtype == torch.float32 and states.device.type == "cpu"
 
 
 def _linear(state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

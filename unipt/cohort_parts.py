@@ -72,7 +72,7 @@ def run_part(
 def norm_trials(values: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """LayerNorm of ``[K, R, E]`` with each trial's scale and shift ``[K, E]``."""
     width = values.shape[-1:]
-    if values.is_cuda:  # few launches
+    if values.device.type != "cpu":  # few launches
         return F.layer_norm(values, width, eps=eps) * scale[:, None] + shift[:, None]
     return torch.stack(  # fused norms: fewer passes
         [

@@ -17,7 +17,7 @@ from pipeline.evaluate import split_metrics
 from pipeline.sweep.stacked_optimizer import StackedAdamW
 from pipeline.sweep.state import CohortTrial, TrialOutcome, TrialState, to_cpu
 from pipeline.tasks import Task, make_task
-from pipeline.training.augment import training_states
+from pipeline.training.augment import compute_type, training_states
 from pipeline.training.build import (
     Setup,
     apply_statistics,
@@ -109,11 +109,13 @@ class Cohort:
     def step(self, batch: Batch, epoch: int, number: int) -> Tensor:
         """Take one step with all trials; return their losses ``[K]``."""
         device, model = self.setup.device, self.model
-        states, offsets = training_states(self.shared, batch, device, epoch=epoch, number=number)
+        states, offsets = training_states(
+            self.shared, batch, device, epoch=epoch, number=number, convert=False
+        )
         targets = self.targets[batch.index].to(device)
-        shared = model.share(states, offsets)
+        shared = model.share(states, offsets, compute_type(self.shared))
         losses = torch.zeros(len(model), device=device)
-        for rows in model.portions(states):  # a portion's activations are gone before the next
+        for rows in model.portions():  # a portion's activations are gone before the next
             weights = model.flat[rows].detach().requires_grad_()
             with torch.autocast(device.type, torch.bfloat16, enabled=self.low):
                 logits = model.predict(weights, shared, rows).logits  # [k, B, C]

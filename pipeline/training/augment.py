@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from cache import Batch
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LoopConfig, TrainConfig
 
 
 def batch_generator(
@@ -21,8 +21,19 @@ def batch_generator(
     return Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
+def compute_type(config: LoopConfig) -> torch.dtype:
+    """Return the type of the arithmetic."""
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
 def training_states(
-    config: TrainConfig, batch: Batch, device: torch.device, *, epoch: int, number: int
+    config: TrainConfig,
+    batch: Batch,
+    device: torch.device,
+    *,
+    epoch: int,
+    number: int,
+    convert: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return a batch's states in the type of the arithmetic, augmented, and their offsets.
 
@@ -32,10 +43,12 @@ def training_states(
         device: where the training runs.
         epoch: of the training, from 0.
         number: of the batch in the epoch, from 0.
+        convert: without noise, false leaves the states in the cache's type.
     """
-    compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    states = batch.values.to(device, non_blocking=True).to(compute)  # [N + 1, T, D]
+    states = batch.values.to(device, non_blocking=True)  # [N + 1, T, D]
     offsets = batch.offsets.to(device)
+    if convert or config.noise:
+        states = states.to(compute_type(config))
     if config.noise or config.token_drop:
         generator = batch_generator(config.batch_seed, epoch, number, device)
         states, offsets = drop_tokens(states, offsets, config.token_drop, generator)

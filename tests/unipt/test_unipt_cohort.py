@@ -57,22 +57,24 @@ def assert_like_alone(models: list[SideClassifier], stacked: StackedClassifiers)
             torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-def stack(models: list[SideClassifier]) -> StackedClassifiers:
+def stack(models: list[SideClassifier], together: bool = False) -> StackedClassifiers:
     generators = [Generator().manual_seed(100 + trial) for trial in range(len(models))]
-    return StackedClassifiers(models, generators=generators)
+    return StackedClassifiers(models, generators=generators, together=together)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("name", ["text", "vse_text", "clip_vil"])
-def test_presets_and_segments(name: str, segments: int) -> None:
-    models = [build(seed, name, segments=segments) for seed in range(3)]
-    assert_like_alone(models, stack(models))
+def test_presets_and_segments(name: str, segments: int, together: bool) -> None:
+    models = [build(seed, name, segments=segments, dropout=seed / 4) for seed in range(3)]
+    assert_like_alone(models, stack(models, together))
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("pooling", get_args(TokenPoolingKind))
-def test_poolings(pooling: str) -> None:
+def test_poolings(pooling: str, together: bool) -> None:
     models = [build(seed, pooling=pooling) for seed in range(3)]
-    assert_like_alone(models, stack(models))
+    assert_like_alone(models, stack(models, together))
 
 
 @pytest.mark.parametrize("input_norm", ["none", "layer", "standard"])
@@ -89,13 +91,14 @@ def test_dropout_draws_what_each_trial_draws_alone() -> None:
     assert_like_alone(models, stack(models))
 
 
-def test_a_trial_that_is_not_finite_spoils_no_other() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_trial_that_is_not_finite_spoils_no_other(together: bool) -> None:
     models = [build(seed) for seed in range(3)]
     alone = [build(0), build(2)]
     with torch.no_grad():
         for parameter in models[1].parameters():
             parameter.fill_(torch.nan)
-    stacked = stack(models)
+    stacked = stack(models, together)
     states, offsets = batch()
     outputs = stacked(states, offsets)
     outputs.logits.sum().backward()
