@@ -83,20 +83,26 @@ class WriterLease:
             owner, version = self._read()
         if owner.get("token") == self._owner["token"]:
             return version
-        if not _is_dead(owner):
-            self._watch(version)
+        if version and not _is_dead(owner):
+            version = self._watch(version)
         try:
+            if not version:
+                return self.path.write(self._record(), only="new")
             return self.path.write(self._record(), version=version)
         except (CacheConflict, FileNotFoundError):
             raise self._locked() from None
 
-    def _watch(self, version: str) -> None:
-        """Return if nobody renews the lock for `LEASE` seconds."""
+    def _watch(self, version: str) -> str:
+        """Return `version` if nobody renews the lock for `LEASE` seconds, or "" once it is gone."""
         end = time.monotonic() + LEASE
         while time.monotonic() < end:
             time.sleep(LEASE / 30)
-            if self._read()[1] != version:
+            found = self._read()[1]
+            if not found:
+                return ""
+            if found != version:
                 raise self._locked()
+        return version
 
     def _read(self) -> tuple[dict[str, Any], str]:
         try:

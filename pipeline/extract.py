@@ -157,7 +157,8 @@ def extract_inputs(
         check_disk(path, layout.total_bytes)
     rms = None
     if store_dtype == "int8" and not (path / ROOT).exists():  # a started cache keeps its own
-        rms = _calibrate(backbone, table, layout, batch_tokens)
+        with torch_threads(threads):
+            rms = _calibrate(backbone, table, layout, batch_tokens)
     with CacheWriter.create(
         path,
         taps=backbone.taps,

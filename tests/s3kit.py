@@ -51,7 +51,7 @@ def new_bucket(address: tuple[str, int]) -> str:
 
 
 class Proxy:
-    """Forwards each connection to a server.
+    """Forwards each connection to a server, and lets it carry one request.
 
     Attributes:
         answer: given the first bytes of a request, the bytes to answer instead; None forwards it.
@@ -103,7 +103,7 @@ class Proxy:
             return
         left = self.cut(request)
         with socket.create_connection(self._server) as server:
-            server.sendall(request)
+            server.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
             upload = threading.Thread(target=_copy, args=(client, server), daemon=True)
             upload.start()
             while data := server.recv(self.piece):

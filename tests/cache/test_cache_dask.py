@@ -1,7 +1,9 @@
 """Lazy arrays hold what the reader reads: each valid row once, no padding, checksums verified."""
 
 import pickle
+import re
 import shutil
+from pathlib import Path
 
 import dask
 import dask.array as da
@@ -100,3 +102,12 @@ def test_unknown_taps_are_refused(tmp_path) -> None:
     cache = write(Sample(), tmp_path / "c")
     with pytest.raises(InvalidTap, match="it has"):
         cache.to_dask(["nothing"])
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/extraction.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write(LONG["tokens"], tmp_path / "reviews.zarr")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "extraction.md", "exec"), {})  # the page's own code
+    assert capsys.readouterr().out.startswith("tokens.layer.0 1")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,6 +354,17 @@ def test_the_lock_of_a_machine_that_is_gone_ends_by_itself(bucket, monkeypatch) 
         started = time.monotonic()
         with TOKENS.writer(f"{bucket}/c"):
             assert time.monotonic() - started >= 0.5
+
+
+def test_a_lock_that_is_given_up_meanwhile_is_taken(bucket) -> None:
+    path = parse_location(f"{bucket}/c/writer.lock")
+    path.write(b'{"host": "elsewhere"}')
+    giving_up = threading.Timer(0.3, path.unlink)
+    giving_up.start()
+    held = lease_of(f"{bucket}/c")  # long before the lease of the other one has ended
+    giving_up.join()
+    assert held.held
+    held.release()
 
 
 def test_a_writer_that_was_away_too_long_changes_nothing(bucket, monkeypatch) -> None:
