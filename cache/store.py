@@ -23,11 +23,9 @@ from .geometry import Geometry
 from .memory import STAGED
 from .quantize import dequantize
 from .spec import TORCH_TYPES, Bytes, Ints
-from .workbench import Workbench
+from .workbench import SHARES, Workbench
 
 _NOTHING: Bytes = np.empty(0, np.uint8)
-JOBS = 4
-"""Parts that the reading of few blocks is shared out in, so that several threads have work."""
 SHARE = 2**23
 """Bytes of a batch that are worth a thread to copy them."""
 
@@ -201,13 +199,13 @@ class BlockStore:
             jobs = [
                 partial(slab.copy_rows, first[share], chosen.cut(share), out)
                 for slab, out in zip(self._slabs, room, strict=True)
-                for share in self._shares(chosen, out)
+                for share in self._shares(chosen, out, bench)
             ]
             bench.run(jobs)
 
-    def _shares(self, runs: _Runs, out: Tensor) -> list[slice]:
+    def _shares(self, runs: _Runs, out: Tensor, bench: Workbench) -> list[slice]:
         """Cut runs into shares for several threads, if there is enough to copy."""
-        parts = min(JOBS, 1 + out.nbytes // SHARE) if self._home is None else 1
+        parts = 1 if self._home is not None else min(bench.shares, 1 + out.nbytes // SHARE)
         step = max(1, -(-len(runs.row) // parts))
         return [slice(low, low + step) for low in range(0, len(runs.row), step)]
 
@@ -230,7 +228,9 @@ class BlockStore:
             self._free.pop() if self._free else self._place.popitem(last=False)[1] for _ in blocks
         ]
         entries = places if self._home is None else range(len(places))
-        parts = max(1, -(-JOBS // (len(blocks) * len(self._slabs))))
+        requests = self._slabs[0].reader.requests
+        shares = bench.shares if requests is None else SHARES
+        parts = max(1, -(-shares // (len(blocks) * len(self._slabs))))
         step = -(-len(self._taps) // parts)
         jobs = [
             partial(slab.reader.read_block, block, self._taps[part], slab.targets(entry, part))
@@ -239,7 +239,7 @@ class BlockStore:
             for part in (slice(low, low + step) for low in range(0, len(self._taps), step))
         ]
         try:
-            bench.run(jobs, self._slabs[0].reader.requests)
+            bench.run(jobs, requests)
             for slab in self._slabs:
                 slab.settle(places)
         except BaseException:

@@ -15,6 +15,8 @@ from concurrent.futures import Executor, wait
 import torch
 from torch import Tensor
 
+SHARES = 4
+"""Parts of the work of several threads: more than threads on most machines, so none waits long."""
 _SMALL = 2**16
 """Buffers below so many bytes are not worth keeping."""
 
@@ -46,6 +48,11 @@ class Workbench:
     def on_host(self) -> bool:
         """Whether batches stay in host memory."""
         return self.device is None or self.device.type == "cpu"
+
+    @property
+    def shares(self) -> int:
+        """Parts that work is best cut in."""
+        return 1 if self._readers is None else SHARES
 
     def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return an uninitialised tensor [n_taps, rows, ...] in host memory, pinned for CUDA."""
