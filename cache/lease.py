@@ -105,11 +105,15 @@ class WriterLease:
         return version
 
     def _read(self) -> tuple[dict[str, Any], str]:
+        """Return holder and version of the lock; an empty version if there is none."""
         try:
             content, version = self.path.read(2**16)
-            owner = json.loads(content)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return {}, ""
+        try:
+            owner = json.loads(content)
+        except ValueError:
+            owner = None
         return owner if isinstance(owner, dict) else {}, version
 
     def _record(self) -> bytes:
