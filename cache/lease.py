@@ -108,7 +108,7 @@ class WriterLease:
         """Return holder and version of the lock; an empty version if there is none."""
         try:
             content, version = self.path.read(2**16)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return {}, ""
         try:
             owner = json.loads(content)
