@@ -182,7 +182,6 @@ def _lines(what: str, figures: dict[str, Any], result: SweepResult) -> list[str]
     counts = ", ".join(f"{count:,} {name}" for name, count in figures["sentences"].items())
     rungs = ", ".join(f"{r['trials']} to epoch {r['stop']}" for r in result.rungs)
     read = statistics.mean(trial["bytes_read"] for trial in result.trials) / 1e6
-    sizes = {(size["size"], size["reason"]) for size in result.sizes.values()}
     return [
         f"{what}: sentences {counts}; side width {figures['side_width']}, "
         f"{figures['epochs']} epochs, batch {figures['batch_size']}",
@@ -191,7 +190,7 @@ def _lines(what: str, figures: dict[str, Any], result: SweepResult) -> list[str]
         f"extraction           {duration(figures['extraction_seconds']):>14}   measured",
         f"sweep of {trials} trials   {duration(figures['sweep_seconds']):>14}   measured; {rungs}; "
         f"{trained} epochs of {trials * figures['epochs']}; {read:,.0f} MB read a trial",
-        *(f"cohorts of {size}: {reason}" for size, reason in sorted(sizes)),
+        *(str(size["reason"]) for size in result.sizes.values()),
         f"extraction and sweep against one official run: {ours / official:.2f} of its time",
         f"against {trials} official runs: {trials * official / ours:.0f} x faster",
     ]

@@ -19,7 +19,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 1240px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 25px; margin: 0; } h2 { font-size: 16px; margin: 0 0 2px; }
-p { margin: 0 0 10px; color: var(--soft); } header p { margin: 4px 0 18px; }
+p, .note { margin: 0 0 10px; color: var(--soft); } header p { margin: 4px 0 18px; }
 code { font: 13px ui-monospace, Consolas, monospace; background: var(--line); padding: 1px 5px;
   border-radius: 4px; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px;
@@ -109,7 +109,8 @@ def page(title: str, body: str) -> str:
 def section(title: str, note: str, content: str, *, wide: bool = False) -> str:
     """Return a card: a title, a sentence on how to read it, and its content."""
     kind = ' class="wide"' if wide else ""
-    return f"<section{kind}><h2>{escape(title)}</h2><p>{note}</p>{content}</section>"
+    head = f'<h2>{escape(title)}</h2><div class="note">{note}</div>'
+    return f"<section{kind}>{head}{content}</section>"
 
 
 def tiles(facts: Sequence[tuple[str, str]]) -> str:

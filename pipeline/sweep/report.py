@@ -127,9 +127,11 @@ def _confidence(sweep: Path) -> str:
 
 
 def _cost_note(results: Mapping[str, Any]) -> str:
-    sizes = {(s["size"], s["reason"]) for s in results["sizes"].values()}
-    said = escape("; ".join(f"{size}: {reason}" for size, reason in sorted(sizes)))
-    return f"Trainings of one shape share each read of the cache. Most in a cohort: {said}."
+    reasons = sorted({size["reason"] for size in results["sizes"].values()})
+    listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    shapes = len(results["sizes"])
+    note = f"Trainings of one shape share each read of the cache; there are {shapes} shape(s)."
+    return f"{note}<details><summary>Sizes of the cohorts</summary><ul>{listed}</ul></details>"
 
 
 def _costs(results: Mapping[str, Any]) -> str:

@@ -90,18 +90,13 @@ class SweepResult:
             + f"), {epochs:,} epochs in {duration(self.seconds)}, "
             f"{read / max(1, len(self.trials)) / 1e6:,.1f} MB read a trial",
         ]
-        lines += [f"cohorts of {size['size']}: {size['reason']}" for size in self._reasons()]
+        lines += list(dict.fromkeys(str(size["reason"]) for size in self.sizes.values()))
         if self.best is None:
             return "\n".join([*lines, "no trial is complete; see the reasons in results.json"])
         lines += ["", *_table(self._rows())]
         if self.refit is not None:
             lines += ["", self.refit.render()]
         return "\n".join(lines)
-
-    def _reasons(self) -> list[dict[str, Any]]:
-        """Return each size and reason once."""
-        seen = {(size["size"], size["reason"]): dict(size) for size in self.sizes.values()}
-        return list(seen.values())
 
     def _rows(self) -> list[list[str]]:
         names = list(dict.fromkeys(name for t in self.trials for name in t["params"]))

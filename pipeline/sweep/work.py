@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from cache.memory import available_memory
+from pipeline.sweep.capacity import cohort_capacity
 from pipeline.sweep.cohort import CohortTrial, shape_key, train_cohort
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import read_config
@@ -31,12 +31,8 @@ from pipeline.sweep.units import (
     state_path,
     trial_folder,
 )
-from pipeline.training.build import Setup, build_model
+from pipeline.training.build import Setup
 
-MOST = 64
-"""Trainings of a cohort at most."""
-COPIES = 8
-"""Numbers kept for each feature of each token and layer, forward and backward."""
 RETRIES = 3
 """Times that a unit is given to another worker after its worker died."""
 
@@ -188,25 +184,9 @@ def _bytes_read(setup: Setup, unit: Unit, courses: dict[Member, Course]) -> int:
 
 
 def cohort_size(config: SweepConfig, run: Any, setup: Setup, wanted: int) -> tuple[int, str]:
-    """Return the most trainings of a cohort of `run`'s shape, and why.
-
-    A training takes its weights with their moments and the best ones, and the activations of the
-    largest batch: about `COPIES` numbers for each of (N + 1) T d, backward pass included.
-    """
+    """Return the most trainings of a cohort of `run`'s shape, and why as a sentence."""
     if config.cohort is not None:
-        return config.cohort, "as asked for"
-    stack, _ = setup.cache.stack_of(setup.tap_names)
-    counts = setup.cache.row_counts(stack, setup.splits["train"].samples.reshape(-1))
-    segments = setup.dataset.segments
-    rows = int(np.sort(counts)[-run.batch_size * segments :].sum())
-    with torch.device("meta"):
-        model = build_model(run, setup)
-    width = model.config["side"]["side_width"]
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    one = 4 * (5 * weights + COPIES * len(setup.taps) * rows * width)
-    free = available_memory() // (2 * max(1, config.workers))
-    size = max(1, min(wanted, MOST, free // one))
-    limit = "no more are of this shape" if size == wanted else f"at most {MOST}"
-    if size == free // one:
-        limit = f"{free / 2**30:.1f} GiB, half of what is free, hold no more"
-    return int(size), f"{one / 2**20:,.0f} MiB a training; {limit}"
+        return config.cohort, f"{config.cohort} trials together at most, as asked for"
+    on_gpu = setup.device.type == "cuda"
+    limit = None if on_gpu else available_memory() // (2 * max(1, config.workers))
+    return cohort_capacity(run, setup, wanted=wanted, memory_limit=limit)

@@ -15,6 +15,7 @@ TIMED = {"seconds", "bytes_read"}
 
 def sweep_config(tmp_path: Path, out: str = "sweep", **changes: Any) -> SweepConfig:
     values = settings(tmp_path, out, epochs=4) | {"space": SPACE, "trials": 9, "sampler": "random"}
+    values |= {"cohort": 4}
     values["data"] = values["data"] | {"metrics": ("accuracy",)}
     return SweepConfig.build(values | changes)
 

@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(place: Path) -> SweepResult:
     """Nine trials, rungs after epochs 1 and 3, of which 3 and 1 trials go on."""
-    return sweep(sweep_config(place))
+    return sweep(sweep_config(place, cohort=None))
 
 
 def test_rungs_keep_the_best_and_the_others_stop(result):
@@ -61,16 +61,16 @@ def test_optuna_has_the_whole_study(place, result):
 
 
 def test_a_sweep_that_is_done_is_read_again(place, result):
-    again = sweep(sweep_config(place))
+    again = sweep(sweep_config(place, cohort=None))
     assert again.trials == result.trials
     assert again.refit.reused
 
 
 def test_another_sweep_in_the_folder_is_refused(place, result):
     with pytest.raises(SweepError, match=r"trials: 9 before, 10 now"):
-        sweep(sweep_config(place, trials=10))
+        sweep(sweep_config(place, cohort=None, trials=10))
     with pytest.raises(SweepError, match=r"epochs: 4 before, 5 now"):
-        sweep(sweep_config(place, epochs=5))
+        sweep(sweep_config(place, cohort=None, epochs=5))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -114,7 +114,7 @@ def test_the_table_has_the_best_trial_and_the_cost(result):
     told = result.render()
     assert "9 trials (1 complete, 8 pruned), 16 epochs" in told
     assert f"\n{result.best} " in told
-    assert "cohorts of" in told
+    assert "trials together, as " in told
     json.dumps(result.to_dict())
 
 
