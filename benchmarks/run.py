@@ -13,8 +13,8 @@ import sys
 SHORT = (
     ("benchmarks.epoch", "--samples", "500"),
     ("benchmarks.extraction",),
-    ("benchmarks.reading",),
-    ("benchmarks.minibatches", "--samples", "1000"),
+    ("benchmarks.reading", "--gigabytes", "1"),
+    ("benchmarks.minibatches", "--samples", "1000", "--repeats", "3"),
     ("benchmarks.writing",),
     ("benchmarks.tiers",),
     ("benchmarks.index",),
