@@ -130,7 +130,7 @@ class RetrievalTrainConfig(LoopConfig):
     """anchor: a text's embedding is the mean of its anchor's tokens, centred and partly whitened,
     plus the side network's vector, and as wide as the anchor: right for sentence encoders and
     little data. Beside a projected anchor, and with another embed_width, there is none."""
-    text_side_weight: float = Field(default=0.1, ge=0)
+    text_side_weight: float = Field(default=0.05, ge=0)
     """Length of the side network's vector that is added to a text's base."""
     text_whitening: float = Field(default=0.25, ge=0, le=1)
     """How far the text base is whitened: 0 leaves it as it is, 1 makes all directions equal."""
@@ -138,7 +138,7 @@ class RetrievalTrainConfig(LoopConfig):
     """memory: a picture's or clip's embedding is a kernel regression from all its layers to the
     text base, remembered as training rows, plus the side network's vector. Without a text base
     there is none."""
-    media_side_weight: float = Field(default=1.0, ge=0)
+    media_side_weight: float = Field(default=0.5, ge=0)
     """Length of the side network's vector that is added to the memory's."""
     memory_keys: int = Field(default=2048, ge=1)
     """Training items that the memory keeps, at most."""
