@@ -88,7 +88,7 @@ class Study:
         Raises:
             StudyError: the storage holds other trials under these numbers.
         """
-        known = len(self.study.trials)
+        known = len(self._trials())
         if known < numbers.start:
             raise StudyError(
                 f"{self.url} has {known} trials and lacks those before number {numbers.start}; "
@@ -128,11 +128,16 @@ class Study:
             states.PRUNED: "pruned",
             states.FAIL: "failed",
         }
-        return kinds.get(self.study.trials[number].state)
+        return kinds.get(self._trials()[number].state)
 
     def close(self) -> None:
         """Let go of the storage's connections."""
         self.storage.remove_session()
+
+    def _trials(self) -> list[Any]:
+        """Return the trials of the study, not to be changed."""
+        trials: list[Any] = self.study.get_trials(deepcopy=False)
+        return trials
 
     def _propose(self, number: int, scratch: Any) -> Params:
         if self.sampler == "grid":
@@ -156,7 +161,7 @@ class Study:
     def _scratch(self) -> Any:
         with quiet(self.optuna):
             scratch = self.optuna.create_study(direction=self.direction)
-            scratch.add_trials(self.study.get_trials(deepcopy=False))
+            scratch.add_trials(self._trials())
         return scratch
 
     def _add(self, params: Params) -> None:
@@ -169,7 +174,7 @@ class Study:
         self.study.add_trial(trial)
 
     def _decoded(self, number: int) -> Params:
-        params = self.study.trials[number].params
+        params = self._trials()[number].params
         if not set(params) <= set(self.space.names):
             raise StudyError(
                 f"trial {number} of {self.url} varies {', '.join(params)}, this sweep "
