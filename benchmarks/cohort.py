@@ -6,7 +6,7 @@ keep their best weights on disk, and their losses are compared. BERT-base's size
 random states, the lengths of real sentences. On a GPU also: cohorts of 1, 4, 16 and 64 trials.
 
     python -m benchmarks.cohort [--trials 16] [--widths 24,48,192] [--precision float32]
-        [--samples 600] [--repeats 3]
+        [--epochs 2] [--repeats 3]
 """
 
 import csv
@@ -37,8 +37,8 @@ from pipeline.training.loop import run_loop
 TAPS, WIDTH, LIMIT = 13, 768, 128
 COHORTS = (1, 4, 16, 64)
 """Trials of the cohorts measured on a GPU."""
-BATCH = 100
-"""Sentences of a step."""
+SAMPLES, BATCH = 500, 100
+"""Sentences in all, of which four fifths are trained on, and of a step."""
 
 
 def build_data(folder: Path, samples: int) -> Path:
@@ -84,7 +84,6 @@ def configurations(folder: Path, trials: int, **options: Any) -> list[TrainConfi
         "data": {"train": str(folder / "rows.tsv"), "fractions": [0.8, 0.1, 0.1]},
         "cache": str(folder / "cache"),
         "batch_size": BATCH,
-        "epochs": 1,
         "checkpoint_steps": 0,
         "order_seed": 0,
     }
@@ -106,7 +105,7 @@ def configurations(folder: Path, trials: int, **options: Any) -> list[TrainConfi
 
 
 def train_each(configs: Sequence[TrainConfig], setup: Setup) -> list[float]:
-    """Train one after another; return the losses."""
+    """Train one after another; return the last losses."""
     losses = []
     for config in configs:
         with tempfile.TemporaryDirectory() as out, torch.random.fork_rng():
@@ -118,7 +117,7 @@ def train_each(configs: Sequence[TrainConfig], setup: Setup) -> list[float]:
 
 
 def train_together(configs: Sequence[TrainConfig], setup: Setup) -> list[float]:
-    """Train as one cohort; return the losses."""
+    """Train as one cohort; return the last losses."""
     trials = [CohortTrial(number=n, config=config) for n, config in enumerate(configs)]
     with tempfile.TemporaryDirectory() as out:
         outcomes = train_cohort(trials, setup, configs[0].epochs)
@@ -181,17 +180,19 @@ def gpu_lines(rows: Sequence[Measured]) -> list[str]:
 @click.option("--trials", default=16, show_default=True, help="Trials of the cohort.")
 @click.option("--widths", default="24,48,192", show_default=True, help="Side widths d.")
 @click.option("--precision", default="float32", show_default=True, help="Or bfloat16, or both.")
-@click.option("--samples", default=600, show_default=True, help="Sentences; four fifths train.")
+@click.option("--epochs", default=2, show_default=True, help="Epochs of each trial.")
 @click.option("--repeats", default=3, show_default=True, help="Measured pairs of each width.")
-def main(trials: int, widths: str, precision: str, samples: int, repeats: int) -> None:
+def main(trials: int, widths: str, precision: str, epochs: int, repeats: int) -> None:
     """Measure trials one by one and together, and cohorts of several sizes on a GPU."""
     rows, gpu, lines = [], {}, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_data(folder, samples)
+        build_data(folder, SAMPLES)
         for width in map(int, widths.split(",")):
             for kind in precision.split(","):
-                configs = configurations(folder, trials, side_width=width, precision=kind)
+                configs = configurations(
+                    folder, trials, side_width=width, precision=kind, epochs=epochs
+                )
                 rows.append(compare(configs, repeats))
                 lines.append(describe(rows[-1]))
                 setup = prepare(configs[0])
@@ -202,7 +203,7 @@ def main(trials: int, widths: str, precision: str, samples: int, repeats: int) -
         lines.append(cohort_capacity(configs[0], setup, wanted=trials)[1])
     if not gpu:
         lines.append("no GPU here: cohorts of 1, 4, 16, 64 are measured where there is one")
-    report("cohort", {"samples": samples, "rows": rows, "gpu": gpu}, lines)
+    report("cohort", {"samples": SAMPLES, "epochs": epochs, "rows": rows, "gpu": gpu}, lines)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ TOKEN_PRESETS = ("text", "vse_text", "clip_vil")
 """Presets of `unipt` that take the states of one text encoder."""
 
 
+CACHED_ROWS = 256
+"""Tokens whose float64 copies stay in the processor's cache."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Everything a training reads; nothing in it changes while it runs."""
@@ -171,11 +175,16 @@ def state_statistics(loader: Loader) -> tuple[Tensor, Tensor]:
     total: Tensor | None = None
     squares: Tensor | None = None
     for batch in loader.epoch(0):
-        states = batch.values.cpu().double()  # [N + 1, T, D]
+        states = batch.values.cpu()  # [N + 1, T, D]
         count += states.shape[1]
-        total = states.sum(1) if total is None else total + states.sum(1)
-        square = states.square().sum(1)
-        squares = square if squares is None else squares + square
+        if total is None or squares is None:
+            total = states.new_zeros(len(states), states.shape[2], dtype=torch.float64)
+            squares = torch.zeros_like(total)
+        for tap, rows in enumerate(states):
+            for part in rows.split(CACHED_ROWS):
+                values = part.double()
+                total[tap] += values.sum(0)
+                squares[tap] += values.square().sum(0)
     if total is None or squares is None:
         raise ValueError("there are no training examples to take statistics from")
     mean = total / count  # [N + 1, D]
