@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -179,6 +180,8 @@ def extract_inputs(
         total = sum(int(lengths[writer.samples_of(shard)].sum()) for shard in pending)
         meter = Meter(total, len(pending), unit_of(backbone), progress)
         try:
+            if crew is not None:  # no more hands than shards
+                crew = replace(crew, workers=max(1, min(crew.workers, len(pending))))
             if crew is None or not pending:
                 with torch_threads(threads):
                     _fill(writer, pending, backbone, table, batch_tokens=batch_tokens, meter=meter)
