@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import ConfigError
 from pipeline.console import duration
+from pipeline.sweep.cohort import CohortProgress
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import BEST, SIZES, begin
 from pipeline.sweep.halving import plan_brackets, survivors
@@ -43,6 +44,8 @@ class SweepProgress(NamedTuple):
     best_number: int | None
     metric: str
     seconds: float
+    cohort: CohortProgress | None = None
+    """The cohort that this process trains."""
 
     def describe(self) -> str:
         """Return one line: trials ended and in training, epochs trained, the best so far."""
@@ -51,9 +54,13 @@ class SweepProgress(NamedTuple):
             if self.best is None
             else (f"  best dev {self.metric} {self.best:.4f} (trial {self.best_number})")
         )
+        now = ""
+        if self.cohort is not None:
+            one = self.cohort
+            now = f"  {one.trials} at epoch {one.epoch}, batch {one.batch} of {one.batches}"
         return (
             f"{self.ended} of {self.trials} trials ended, {self.running} in training, "
-            f"{self.epochs:,} epochs{best}  {duration(self.seconds)}"
+            f"{self.epochs:,} epochs{best}{now}  {duration(self.seconds)}"
         )
 
 
@@ -136,11 +143,12 @@ class _Search:
         if (config.out / SIZES).is_file():
             self.sizes = json.loads((config.out / SIZES).read_text(encoding="utf-8"))
         self.started = time.perf_counter()
+        self.now = self._count()
 
     def run(self) -> None:
         """Go through the generations."""
         size = self.config.generation_size or self.count
-        with open_runner(self.config) as runner:
+        with open_runner(self.config, self._tell_step) as runner:
             for start in range(0, self.count, size):
                 self._generation(range(start, min(start + size, self.count)), runner)
 
@@ -155,6 +163,7 @@ class _Search:
         points = self.study.ask(numbers)
         trials = {n: Trial.begin(n, points[n], self.config) for n in numbers}
         self.trials |= trials
+        self.now = self._count()
         brackets = plan_brackets(
             numbers,
             pruner=self.config.pruner,
@@ -223,21 +232,29 @@ class _Search:
             if trial.state is not None and number not in kept:
                 drop_states(self.config.out, number)
 
+    def _tell_step(self, cohort: CohortProgress) -> None:
+        """Tell a step of a cohort, beside what was known before."""
+        if self.progress is not None:
+            seconds = time.perf_counter() - self.started
+            self.progress(self.now._replace(cohort=cohort, seconds=seconds))
+
     def _tell_progress(self) -> None:
-        if self.progress is None:
-            return
+        self.now = self._count()
+        if self.progress is not None:
+            self.progress(self.now)
+
+    def _count(self) -> SweepProgress:
+        """Return how far the sweep is."""
         ended = [t for t in self.trials.values() if t.state is not None]
         scores = {n: t.score(self.metric) for n, t in self.trials.items()}
         best = survivors(scores, 1, lower_is_better=self.lower)
-        self.progress(
-            SweepProgress(
-                ended=len(ended),
-                trials=self.count,
-                running=len(self.trials) - len(ended),
-                epochs=sum(trial.trained for trial in self.trials.values()),
-                best=scores[best[0]] if best else None,
-                best_number=best[0] if best else None,
-                metric=self.metric,
-                seconds=time.perf_counter() - self.started,
-            )
+        return SweepProgress(
+            ended=len(ended),
+            trials=self.count,
+            running=len(self.trials) - len(ended),
+            epochs=sum(trial.trained for trial in self.trials.values()),
+            best=scores[best[0]] if best else None,
+            best_number=best[0] if best else None,
+            metric=self.metric,
+            seconds=time.perf_counter() - self.started,
         )

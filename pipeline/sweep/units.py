@@ -164,5 +164,8 @@ def last_state(out: Path, member: Member) -> Path | None:
 
 def drop_states(out: Path, trial: int) -> None:
     """Delete all states of a trial."""
-    for path in trial_folder(out, trial).glob("seed*-fold*-epoch*"):
+    folder = trial_folder(out, trial)
+    for path in folder.glob("seed*-fold*-epoch*"):
         path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

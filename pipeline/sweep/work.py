@@ -8,7 +8,7 @@ import functools
 import importlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ import torch
 
 from cache.memory import available_memory
 from pipeline.sweep.capacity import cohort_capacity
-from pipeline.sweep.cohort import CohortTrial, shape_key, train_cohort
+from pipeline.sweep.cohort import CohortProgress, CohortTrial, shape_key, train_cohort
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import read_config
 from pipeline.sweep.setups import Setups
@@ -33,6 +33,7 @@ from pipeline.sweep.units import (
 )
 from pipeline.training.build import Setup
 
+OnStep = Callable[[CohortProgress], Any]
 RETRIES = 3
 """Times that a unit is given to another worker after its worker died."""
 
@@ -50,8 +51,8 @@ class Runner(Protocol):
 class LocalRunner:
     """Does the units in this process, in their order."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, on_step: OnStep | None = None) -> None:
+        self.out, self.on_step = out, on_step
         self.units: deque[Unit] = deque()
 
     def submit(self, unit: Unit) -> None:
@@ -60,7 +61,7 @@ class LocalRunner:
 
     def wait(self) -> UnitRecord:
         """Do the next unit."""
-        return do_unit(self.out, self.units.popleft())
+        return do_unit(self.out, self.units.popleft(), self.on_step)
 
 
 class DaskRunner:
@@ -89,14 +90,16 @@ class DaskRunner:
 
 
 @contextmanager
-def open_runner(config: SweepConfig) -> Iterator[Runner]:
+def open_runner(config: SweepConfig, on_step: OnStep | None = None) -> Iterator[Runner]:
     """Yield what does the units of `config`: this process, local workers, or a cluster's.
+
+    `on_step` is called after each step of this process.
 
     Raises:
         ImportError: workers are asked for, and Dask's scheduler is not installed.
     """
     if not config.workers and config.scheduler is None:
-        yield LocalRunner(config.out)
+        yield LocalRunner(config.out, on_step)
         return
     try:
         distributed = importlib.import_module("distributed")
@@ -117,7 +120,7 @@ def do_unit_alone(out: Path, unit: Unit) -> UnitRecord:
     return do_unit(out, unit)
 
 
-def do_unit(out: Path, unit: Unit) -> UnitRecord:
+def do_unit(out: Path, unit: Unit, on_step: OnStep | None = None) -> UnitRecord:
     """Train the members of a unit, unless its record is there, and write states and record."""
     found = UnitRecord.find(out, unit.name)
     if found is not None:
@@ -125,7 +128,7 @@ def do_unit(out: Path, unit: Unit) -> UnitRecord:
     config, setups = opened(out)
     started = time.perf_counter()
     setup = setups.get(_config_of(config, unit, unit.members[0]), unit.members[0].fold)
-    courses = _train(out, config, unit, setup)
+    courses = _train(out, config, unit, setup, on_step)
     record = UnitRecord(
         name=unit.name,
         start=unit.start,
@@ -154,7 +157,9 @@ def _config_of(config: SweepConfig, unit: Unit, member: Member) -> Any:
     return member_config(config, unit.points[member.trial], member)
 
 
-def _train(out: Path, config: SweepConfig, unit: Unit, setup: Setup) -> dict[Member, Course]:
+def _train(
+    out: Path, config: SweepConfig, unit: Unit, setup: Setup, on_step: OnStep | None
+) -> dict[Member, Course]:
     trials = [
         CohortTrial(
             number=number,
@@ -164,7 +169,9 @@ def _train(out: Path, config: SweepConfig, unit: Unit, setup: Setup) -> dict[Mem
         for number, member in enumerate(unit.members)
     ]
     courses = {}
-    for member, outcome in zip(unit.members, train_cohort(trials, setup, unit.stop), strict=True):
+    for member, outcome in zip(
+        unit.members, train_cohort(trials, setup, unit.stop, on_step), strict=True
+    ):
         trial_folder(out, member.trial).mkdir(parents=True, exist_ok=True)
         outcome.state.save(state_path(out, member, unit.stop))
         courses[member] = Course(history=tuple(outcome.history), failed=outcome.failed)

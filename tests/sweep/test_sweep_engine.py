@@ -118,6 +118,19 @@ def test_the_table_has_the_best_trial_and_the_cost(result):
     json.dumps(result.to_dict())
 
 
+def test_hyperband_trains_its_brackets_side_by_side(tmp_path):
+    told = []
+    config = sweep_config(tmp_path, trials=5, pruner="hyperband", epochs=3, refit="none", keep=2)
+    result = sweep(config, lambda now: told.append(now.describe()))
+    ended = [(trial["epochs"], trial["state"]) for trial in result.trials]
+    assert sorted(ended[:3]) == [(1, "pruned"), (1, "pruned"), (3, "complete")]
+    assert ended[3:] == [(3, "complete")] * 2  # the bracket without rungs
+    assert len(result.ranked) == 2
+    assert "0 of 5 trials ended, 5 in training" in told[0]
+    assert "at epoch 1, batch 1 of" in told[0]
+    assert f"best dev accuracy {result.trials[result.best]['score']:.4f}" in told[-1]
+
+
 def test_a_diverging_trial_fails_alone(tmp_path):
     config = sweep_config(
         tmp_path,
