@@ -120,6 +120,8 @@ class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         ema: float = 0.0,
         noise: float = 0.0,
         token_drop: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: str = "none",
         random_state: Any = None,
         device: str = "auto",
     ) -> None:
@@ -141,6 +143,8 @@ class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.ema = ema
         self.noise = noise
         self.token_drop = token_drop
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
         self.random_state = random_state
         self.device = device
 
@@ -213,57 +217,6 @@ class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
 
     kind = "classification"
 
-    def __init__(
-        self,
-        *,
-        taps: tuple[str, ...] | None = None,
-        preset: str = "text",
-        reduction: float = 2.0,
-        side_width: int | None = None,
-        out_width: int | None = None,
-        input_norm: str | None = None,
-        pooling: str = "meanmax",
-        dropout: float = 0.2,
-        epochs: int = 6,
-        batch_size: int = 32,
-        lr: float = 5e-4,
-        weight_decay: float = 0.05,
-        schedule: str = "cosine",
-        warmup: float = 0.1,
-        clip: float = 1.0,
-        ema: float = 0.0,
-        noise: float = 0.0,
-        token_drop: float = 0.0,
-        label_smoothing: float = 0.0,
-        class_weights: str = "none",
-        random_state: Any = None,
-        device: str = "auto",
-    ) -> None:
-        super().__init__(
-            taps=taps,
-            preset=preset,
-            reduction=reduction,
-            side_width=side_width,
-            out_width=out_width,
-            input_norm=input_norm,
-            pooling=pooling,
-            dropout=dropout,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup=warmup,
-            clip=clip,
-            ema=ema,
-            noise=noise,
-            token_drop=token_drop,
-            random_state=random_state,
-            device=device,
-        )
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
-
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 (scikit-learn's names)
         """Train on rows X [n] (`CacheRows`, or features [n, F]) and labels y [n].
 
@@ -294,6 +247,8 @@ class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
 
 class UniPTRegressor(RegressorMixin, _SideNetwork):  # type: ignore[misc]
     """A side network that scores rows of a cache; parameters as `UniPTClassifier`'s.
+
+    Those of classes (label_smoothing, class_weights) must be left as they are.
 
     Attributes:
         model_: the trained `SideClassifier`, whose outputs are in the target's units.
