@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
+from .begun import refuse_foreign, saved_rms, unit_rms, write_if_different
 from .blocks import BLOCK_TOKENS
 from .errors import (
     CacheDamaged,
@@ -32,25 +32,21 @@ from .files import (
     WriterLock,
     append_synced,
     find_size,
-    holds,
     link_or_copy,
     make_folders,
     read_exact,
     remove,
-    write_atomic,
 )
 from .fingerprint import Fingerprint, digest
-from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT, Geometry
+from .geometry import ACTIVATIONS, COMPLETE, LEDGER, ROOT
 from .layout import CacheLayout, check_keys, encode_complete, plan_layout
 from .lease import WriterLease, lock_writing
 from .ledger import Entry, encode_ledger, read_ledger
 from .location import Location, ObjectPath, files_below, local_path, parse_location
-from .manifest import Manifest, inspect_shard, read_index, read_manifest
+from .manifest import Manifest, inspect_shard, read_manifest
 from .shard import ShardBuffer
 from .spec import Bytes, Ints, StorageType, TapSpec
 from .zarr3 import encode_plain, index_checksum
-
-_OURS = {ROOT, LEDGER, COMPLETE, LOCK, ACTIVATIONS, INDEX}
 
 
 class CacheWriter:
@@ -156,7 +152,7 @@ class CacheWriter:
     ) -> Self:
         """Start or resume the cache of a given layout; see `create`."""
         root = parse_location(path)
-        _refuse_foreign(root)
+        refuse_foreign(root)
         make_folders(root)
         writer = cls(root, layout, overlap=overlap, lock=lock_writing(root))
         try:
@@ -187,7 +183,7 @@ class CacheWriter:
         files = {geometry.index_chunk(name)[0]: chunk for name, chunk in chunks.items() if chunk}
         files |= dict(geometry.child_metadata())
         for relative, content in [*files.items(), (ROOT, metadata)]:
-            _write_if_different(root / relative, content)
+            write_if_different(root / relative, content)
 
     def _keep_calibration(self) -> None:
         """Take the RMS of the cache that is there: it was decided once, before the first shard."""
@@ -197,7 +193,7 @@ class CacheWriter:
         if (self.path / ROOT).exists():
             found = read_manifest(self.path)
             same = found.geometry.dtype == "int8" and found.geometry.taps == geometry.taps
-            rms = _saved_rms(found) if same else _ones(geometry)  # another cache is refused later
+            rms = saved_rms(found) if same else unit_rms(geometry)  # another cache is refused later
         if rms is None:
             raise ValueError(
                 "int8 needs the size of each channel before the first shard: give rms=, which "
@@ -230,7 +226,7 @@ class CacheWriter:
                 (root / name).unlink()
         if self.pending and COMPLETE in present:
             remove(root / COMPLETE)
-        _write_if_different(root / LEDGER, encode_ledger(self._done.values()))
+        write_if_different(root / LEDGER, encode_ledger(self._done.values()))
 
     def _intact(
         self, shard: int, entry: Entry, present: Mapping[str, int], check: bool = False
@@ -359,8 +355,8 @@ class CacheWriter:
             )
         ledger = encode_ledger(self._done.values())
         root = (self.path / ROOT).read_bytes()
-        _write_if_different(self.path / LEDGER, ledger)
-        _write_if_different(
+        write_if_different(self.path / LEDGER, ledger)
+        write_if_different(
             self.path / COMPLETE, encode_complete(self.layout.geometry, root, ledger)
         )
         self.close()
@@ -395,43 +391,3 @@ def _yield_to_computing() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _refuse_foreign(root: Location) -> None:
-    if isinstance(root, ObjectPath):
-        names = {name.partition("/")[0] for name in root.below()}
-    elif not root.exists():
-        return
-    elif not root.is_dir():
-        raise CacheError(f"{root} is a file; give the path of a folder")
-    else:
-        names = {path.name for path in root.iterdir()}
-    foreign = sorted(name for name in names - _OURS if not name.endswith(PARTIAL))
-    if foreign:
-        raise CacheError(
-            f"{root} holds other things ({', '.join(foreign[:5])}); give an empty or a new folder"
-        )
-
-
-def _saved_rms(found: Manifest) -> dict[str, Tensor]:
-    rms: dict[str, Tensor] = {}
-    for stack in found.geometry.value_stacks:
-        try:
-            table = torch.from_numpy(read_index(found, found.geometry.rms_name(stack)))
-        except CacheDamaged as error:
-            raise CacheDamaged(
-                f"{error}: not this time, as it holds a measurement. Delete the folder"
-            ) from error
-        rms |= dict(zip(stack.tap_names, table, strict=True))
-    return rms
-
-
-def _ones(geometry: Geometry) -> dict[str, Tensor]:
-    return {name: torch.ones(s.channels) for s in geometry.value_stacks for name in s.tap_names}
-
-
-def _write_if_different(path: Location, content: bytes) -> None:
-    """Write a small file unless it already has this content."""
-    if not holds(path, content):
-        make_folders(path.parent)
-        write_atomic(path, content)

@@ -310,8 +310,8 @@ def _fill_by_crew(
         from pipeline.extraction.workers import fill_by_workers, workers_of  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise PipelineError(
-            f"several workers need Dask's scheduler ({error}): pip install 'unipt[dask]', or leave "
-            "out --workers and --scheduler"
+            f"several workers need Dask's scheduler ({error}): pip install 'dask[distributed]', or "
+            "leave out --workers and --scheduler"
         ) from error
 
     def finished(shard: int) -> None:

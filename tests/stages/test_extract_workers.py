@@ -154,11 +154,11 @@ def test_a_scheduler_that_does_not_answer_is_an_error(monkeypatch) -> None:
         raise AssertionError("reached")
 
 
-def test_without_distributed_the_extra_is_named(folder, tmp_path, monkeypatch) -> None:
+def test_without_distributed_the_package_is_named(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "pipeline.extraction.workers")
     crew = Crew(load=partial(load_backbone, str(folder)), workers=2)
-    with pytest.raises(PipelineError, match=r"unipt\[dask\]"):
+    with pytest.raises(PipelineError, match=r"dask\[distributed\]"):
         extract_inputs(crew.load(), ROWS, tmp_path / "c", crew=crew, **SMALL)
 
 
