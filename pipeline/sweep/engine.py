@@ -5,6 +5,7 @@ that was killed goes on by deciding the same things again, and training only wha
 Cost: for each unit one pass over the training rows and dev an epoch, whatever its number of trials.
 """
 
+import itertools
 import json
 import math
 import time
@@ -85,7 +86,7 @@ def sweep(config: SweepConfig, progress: ProgressCallback | None = None) -> Swee
     space.check(config.run)
     setups = Setups(config.folds, config.run.data.split_seed)
     whole = setups.whole(config.run)
-    for axis in space.branches[0]:
+    for axis in itertools.chain(*space.branches):
         for taps in axis.choices if axis.name == "taps" else ():
             setups.whole(config.run.model_copy(update={"taps": taps}))
     if not config.folds and not whole.splits.get("dev"):
