@@ -112,7 +112,6 @@ def run_loop(
     *,
     identity: str,
     progress: ProgressCallback | None = None,
-    until: int | None = None,
 ) -> Progress:
     """Train `job`, from its fresh weights or from the checkpoint in `config.out`, to the end.
 
@@ -121,7 +120,6 @@ def run_loop(
         job: model, optimizer, batches and loss.
         identity: what must be equal for a checkpoint to be continued, as text.
         progress: called after each step.
-        until: epochs after which to stop for now, with a checkpoint; None for all.
 
     Returns:
         Where the training ended, with the weights of its best epoch.
@@ -151,8 +149,7 @@ def run_loop(
 
     meter = _Meter(config, len(batches), progress)
     model.train()
-    last = config.epochs if until is None else min(until, config.epochs)
-    while now.epoch < last and not now.stopped:
+    while now.epoch < config.epochs and not now.stopped:
         started = time.perf_counter()
         for batch in batches.epoch(now.epoch, start_batch=now.batch):
             _step(config, job, batch, now)
