@@ -48,7 +48,7 @@ class SweepConfig(Config):
     cohort: int | None = Field(default=None, ge=1)
     """Most trainings that share one pass over the data; by default what the memory allows."""
     workers: int = Field(default=0, ge=0)
-    """Local processes that train cohorts; 0 trains in this one (others need the extra sweep)."""
+    """Local processes that train cohorts; 0 trains in this one."""
     scheduler: str | None = None
     """Address of a Dask scheduler whose workers train the cohorts; they must see the folders."""
     storage: str | None = None

@@ -80,7 +80,6 @@ def sweep(config: SweepConfig, progress: ProgressCallback | None = None) -> Swee
         ConfigError: the space does not fit the run, or nothing can be chosen by.
         DataError: the data are unusable or not in the cache.
         CacheError: the cache is missing, incomplete or damaged.
-        ImportError: a package of the extra `sweep` is missing.
     """
     space = Space.parse(config.space)
     space.check(config.run)

@@ -31,15 +31,8 @@ class StudyError(PipelineError, RuntimeError):
 
 
 def optuna() -> Any:
-    """Return the package.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module("optuna")
-    except ImportError as error:
-        raise ImportError("a sweep needs Optuna; pip install 'unipt[sweep]'") from error
+    """Return the package, imported only when there is a sweep: it is slow to import."""
+    return importlib.import_module("optuna")
 
 
 class Study:

@@ -94,17 +94,11 @@ def open_runner(config: SweepConfig, on_step: OnStep | None = None) -> Iterator[
     """Yield what does the units of `config`: this process, local workers, or a cluster's.
 
     `on_step` is called after each step of this process.
-
-    Raises:
-        ImportError: workers are asked for, and Dask's scheduler is not installed.
     """
     if not config.workers and config.scheduler is None:
         yield LocalRunner(config.out, on_step)
         return
-    try:
-        distributed = importlib.import_module("distributed")
-    except ImportError as error:
-        raise ImportError("workers need Dask's scheduler; pip install 'unipt[sweep]'") from error
+    distributed = importlib.import_module("distributed")  # slow, and most sweeps have no workers
     if config.scheduler is not None:
         with distributed.Client(config.scheduler) as client:
             yield DaskRunner(config.out, client)
