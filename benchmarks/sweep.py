@@ -64,7 +64,10 @@ def official_seconds(
     dataset = load_dataset(data)
     inputs = [text for example in dataset.examples("train") for text in example.inputs]
     random = np.random.default_rng(0)
-    rows = random.permutation(len(inputs))[: batch_size * steps]
+    whole = min(steps, len(inputs) // batch_size)
+    if not whole:
+        raise click.UsageError(f"{len(inputs)} training sentences make no batch of {batch_size}")
+    rows = random.permutation(len(inputs))[: batch_size * whole]
     encoded = backbone.encode([inputs[row] for row in rows.tolist()])
     batches = list(np.arange(len(rows)).reshape(-1, batch_size))
     taps, width = len(backbone.taps), backbone.taps[0].shape[0]
