@@ -303,7 +303,7 @@ def _rows_of(x: Any) -> Iterator[CacheRows]:
     if isinstance(x, CacheRows):
         yield x
         return
-    values = torch.from_numpy(np.ascontiguousarray(x, np.float32))  # [n, F]
+    values = torch.from_numpy(np.array(x, np.float32, order="C"))  # [n, F]
     count, width = values.shape
     with tempfile.TemporaryDirectory() as folder:
         taps = [TapSpec(name=name, kind="vector", shape=(width,)) for name in ("layer", "anchor")]
