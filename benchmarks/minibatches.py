@@ -138,17 +138,22 @@ def datasets_epochs(path: Path, workers: int) -> Epochs:
         return join([row["states"].view(-1, TAPS, WIDTH) for row in rows])
 
     def epoch(number: int) -> Iterator[Tensor]:
-        loading = DataLoader(
-            data,
-            BATCH,
-            shuffle=True,
-            collate_fn=collate,
-            num_workers=workers,
-            generator=torch.Generator().manual_seed(number),
-        )
-        return (values for values, _ in loading)
+        return shuffled(data, collate, workers, number)
 
     return epoch
+
+
+def shuffled(data: Any, collate: Any, workers: int, seed: int) -> Iterator[Tensor]:
+    """Return one epoch of batches by random index, the values of each."""
+    loading = DataLoader(
+        data,
+        BATCH,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return (values for values, _ in loading)
 
 
 def write_tars(made: Activations, path: Path, each: int = 100) -> None:
@@ -204,15 +209,7 @@ def pt_epochs(path: Path, n: int, workers: int) -> Epochs:
     """Return batches of .pt files by random index."""
 
     def epoch(number: int) -> Iterator[Tensor]:
-        loading = DataLoader(
-            _Files(path, n),
-            BATCH,
-            shuffle=True,
-            collate_fn=join,
-            num_workers=workers,
-            generator=torch.Generator().manual_seed(number),
-        )
-        return (values for values, _ in loading)
+        return shuffled(_Files(path, n), join, workers, number)
 
     return epoch
 

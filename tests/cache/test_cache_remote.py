@@ -48,23 +48,10 @@ SAMPLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, int]]:
-    with s3kit.s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def bucket(server, monkeypatch) -> str:
-    for name, value in s3kit.environment(server).items():
-        monkeypatch.setenv(name, value)
-    return s3kit.new_bucket(server)
-
-
-@pytest.fixture
-def proxy(server, bucket, monkeypatch) -> Iterator[s3kit.Proxy]:
+def proxy(s3_server, bucket, monkeypatch) -> Iterator[s3kit.Proxy]:
     """The way to the bucket, from now on."""
-    found = s3kit.Proxy(server)
+    found = s3kit.Proxy(s3_server)
     module.connect.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3kit.environment(found.address)["AWS_ENDPOINT_URL"])
     yield found

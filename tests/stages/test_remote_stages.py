@@ -1,7 +1,6 @@
 """From sentences to a trained side network with the cache in a bucket, as with a folder."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from cache.location import ObjectPath
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig, extract
 from pipeline.train import TrainConfig, train
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, int]]:
-    with s3kit.s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def bucket(server, monkeypatch) -> str:
-    for name, value in s3kit.environment(server).items():
-        monkeypatch.setenv(name, value)
-    return s3kit.new_bucket(server)
 
 
 def settings(tmp_path: Path, out: str) -> dict[str, object]:
@@ -68,10 +54,10 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
     )
 
 
-def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, server, monkeypatch) -> None:
+def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, s3_server, monkeypatch) -> None:
     from cache import location
 
-    proxy = s3kit.Proxy(server)
+    proxy = s3kit.Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3kit.environment(proxy.address)["AWS_ENDPOINT_URL"])
     monkeypatch.setattr(location, "_TRIES", 1)
     location.connect.cache_clear()
