@@ -41,7 +41,15 @@ NEVER_FINITE = "no epoch gave a finite dev metric; lower lr, or look at metrics.
 
 
 class Diverged(PipelineError, ArithmeticError):  # noqa: N818 (reads as what happened)
-    """The loss or the gradient is not finite any more."""
+    """The loss or the gradient is not finite any more.
+
+    Attributes:
+        reason: what happened, and what may help.
+    """
+
+    def __init__(self, reason: str, way: str = "") -> None:
+        super().__init__(f"{reason}; {way}" if way else reason)
+        self.reason = reason
 
 
 class BatchOf(Protocol):
@@ -128,18 +136,59 @@ def run_loop(
         RunError: the checkpoint is another training's.
         Diverged: the loss is not finite, or no epoch gave a finite dev metric.
     """
+    logger.info("batches from %s", job.batches.tier_reason)
+    return run_stretch(
+        config,
+        job,
+        config.out / CHECKPOINT,
+        identity=identity,
+        until=config.epochs,
+        after_epoch=lambda now: _write_curves(config, now),
+        progress=progress,
+    )
+
+
+def run_stretch(
+    config: LoopConfig,
+    job: Job,
+    checkpoint: Path,
+    *,
+    identity: str,
+    until: int,
+    start: Path | None = None,
+    after_epoch: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
+) -> Progress:
+    """Train `job` up to an epoch: stretch by stretch it comes to what `run_loop` gives.
+
+    Args:
+        config: as in `run_loop`; its epochs, not `until`, give the schedule.
+        job: as in `run_loop`.
+        checkpoint: file that takes the checkpoints; where there is one, it is continued.
+        identity: as in `run_loop`.
+        until: epochs to reach.
+        start: checkpoint to begin from where `checkpoint` has none; None for the fresh weights.
+        after_epoch: called after each epoch, before its checkpoint.
+        progress: called after each step.
+
+    Returns:
+        Where the training stands.
+
+    Raises:
+        RunError: a checkpoint is another training's.
+        Diverged: the loss is not finite, or the training ended without a finite dev metric.
+    """
     model, batches = job.model, job.batches
-    logger.info("batches from %s", batches.tier_reason)
     average = WeightAverage(model, config.ema) if config.ema else None
     now = Progress()
-    if (config.out / CHECKPOINT).exists():
-        state = _read_own(config.out / CHECKPOINT, identity)
-        now = restore(state, model, job.optimizer, average)
+    known = checkpoint if checkpoint.exists() else start
+    if known is not None:
+        now = restore(_read_own(known, identity), model, job.optimizer, average)
         logger.info("resumed at epoch %d, batch %d", now.epoch + 1, now.batch)
 
     def save() -> None:
         save_checkpoint(
-            config.out / CHECKPOINT,
+            checkpoint,
             identity=identity,
             progress=now,
             model=model,
@@ -149,10 +198,10 @@ def run_loop(
 
     meter = _Meter(config, len(batches), progress)
     model.train()
-    while now.epoch < config.epochs and not now.stopped:
+    while now.epoch < min(until, config.epochs) and not now.stopped:
         started = time.perf_counter()
         for batch in batches.epoch(now.epoch, start_batch=now.batch):
-            _step(config, job, batch, now)
+            _step(config, job, batch, now, checkpoint)
             if average is not None:
                 average.update(model)
             if config.checkpoint_steps and now.step % config.checkpoint_steps == 0:
@@ -169,21 +218,22 @@ def run_loop(
                 lr=job.optimizer.param_groups[0]["lr"],
                 seconds=time.perf_counter() - started,
             )
-        _write_curves(config, now)
+        if after_epoch is not None:
+            after_epoch(now)
         save()
-    if now.best_epoch is None:
+    if now.best_epoch is None and (now.stopped or now.epoch >= config.epochs):
         raise Diverged(NEVER_FINITE)
     return now
 
 
-def _step(config: LoopConfig, job: Job, batch: BatchOf, now: Progress) -> None:
+def _step(config: LoopConfig, job: Job, batch: BatchOf, now: Progress, checkpoint: Path) -> None:
     """Take one optimizer step and count it."""
     _set_rate(job.optimizer, config, now.step, config.epochs * len(job.batches))
     loss = job.loss_of(batch, now)
     job.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), config.clip or math.inf)
-    _check_finite(loss, norm, now, config)
+    _check_finite(config, loss, norm, now, checkpoint)
     job.optimizer.step()
     now.step, now.batch = now.step + 1, now.batch + 1
     now.loss_sum += loss.item() * len(batch.index)
@@ -202,12 +252,14 @@ def learning_rate(config: LoopConfig, step: int, total: int) -> float:
     )
 
 
-def _check_finite(loss: Tensor, norm: Tensor, now: Progress, config: LoopConfig) -> None:
+def _check_finite(
+    config: LoopConfig, loss: Tensor, norm: Tensor, now: Progress, checkpoint: Path
+) -> None:
     if math.isfinite(loss.item()) and math.isfinite(norm.item()):
         return
     raise Diverged(
-        f"{describe_divergence(config, now.epoch, now.step, loss.item(), norm.item())}; then "
-        f"train into a new folder, or remove {config.out / CHECKPOINT}"
+        describe_divergence(config, now.epoch, now.step, loss.item(), norm.item()),
+        f"then train into a new folder, or remove {checkpoint}",
     )
 
 
