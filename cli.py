@@ -255,13 +255,22 @@ def _cache() -> click.Command:
     @cache_argument
     @out
     @click.option("--dtype", type=click.Choice(get_args(StorageType)), help="Another storage type.")
+    @click.option(
+        "--dtype-of", multiple=True, help="That of some taps: PATTERN=TYPE, as in extract."
+    )
     @click.option("--taps", multiple=True, help="Name of a tap to keep; all by default.")
     @click.option("--block-tokens", type=int, help="Tokens of a block.")
     @click.option("--blocks-per-shard", type=int, help="Blocks of a shard file.")
     @as_json
-    def change(cache: str, out: str, *, as_json: bool, **options: Any) -> None:
+    def change(
+        cache: str, out: str, *, as_json: bool, dtype_of: tuple[str, ...], **options: Any
+    ) -> None:
         """Write CACHE into the new cache OUT in another type or layout."""
         options["taps"] = options["taps"] or None
+        if dtype_of:
+            from pipeline.extraction.storage import converted_types
+
+            options["dtype"] = converted_types(cache, options["dtype"], options["taps"], dtype_of)
         show(convert(cache, out, **options), as_json)
 
     @group.command("gc")

@@ -21,12 +21,11 @@ import torch
 
 from benchmarks.common import report
 from benchmarks.published import TOWERS, System, build_systems, live_part
-from cache.spec import TORCH_TYPES
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.export import ExportConfig, export
 from pipeline.extract import ExtractReport
 from pipeline.fused.parity import tolerance
-from pipeline.fused.write import ExportReport, number_types, storage_type
+from pipeline.fused.write import ExportReport, number_types
 from pipeline.index import IndexConfig, build_index
 from pipeline.plan import Plan, RetrievalPlanConfig, plan
 from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
@@ -151,9 +150,7 @@ def live_errors(
         rows = setup.dataset.inputs(backbone.modality)
         inputs = [item for row, item in rows if row.startswith("test/")][:COMPARED]
         kept = embed(tower, cache, taps, samples, batch_size=COMPARED, device=cpu).vectors
-        part = live_part(
-            backbone, taps, backbone.encode(inputs), dtype=TORCH_TYPES[storage_type(cache)]
-        )
+        part = live_part(backbone, taps, backbone.encode(inputs), dtype=cache.dtype)
         given = taps.inputs(part, cpu, torch.float32)
         with torch.inference_mode():
             found = tower(

@@ -56,10 +56,10 @@ def lazy_arrays(cache: "Cache", taps: Sequence[str]) -> "dict[str, dask.array.Ar
     """
     import dask.array as da  # noqa: PLC0415 - half a second that training does not need
 
-    dtype = np.dtype("float16" if cache.dtype == torch.float16 else "float32")
     arrays: dict[str, da.Array] = {}
     for group in cache.group_taps(taps):
         counts, shape = _valid_rows(cache, group.stack), group.stack.shape
+        dtype = np.dtype("float16" if group.stack.dtype == "float16" else "float32")
         starts = np.arange(0, len(counts), cache.geometry.blocks_per_shard)
         rows = np.add.reduceat(counts, starts) if len(starts) else np.zeros(1, np.int64)
         chunks = (tuple(rows.tolist()), *((size,) for size in shape))

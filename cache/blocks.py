@@ -26,7 +26,6 @@ def block_rows(
     stacks: Sequence[Stack],
     lengths: Mapping[str, Ints],
     block_tokens: int | Mapping[str, int],
-    itemsize: int,
 ) -> dict[str, int]:
     """Return the rows of a block on each ragged axis.
 
@@ -38,7 +37,6 @@ def block_rows(
         stacks: of the cache.
         lengths: rows of each sample on each axis, int64 [n_samples].
         block_tokens: tokens of a block; a mapping sets single axes, also those of frames.
-        itemsize: bytes of one number.
     """
     given = block_tokens if isinstance(block_tokens, Mapping) else {}
     tokens = block_tokens if isinstance(block_tokens, int) else BLOCK_TOKENS
@@ -51,7 +49,7 @@ def block_rows(
         elif mine[0].taps[0].kind == "tokens":
             rows[axis] = tokens
         else:
-            limit = max(1, CHUNK_TARGET // (max(stack.width for stack in mine) * itemsize))
+            limit = max(1, CHUNK_TARGET // max(s.width * s.itemsize for s in mine))
             rows[axis] = _frame_rows(lengths[axis], limit)
     return rows
 
@@ -63,9 +61,7 @@ def _frame_rows(lengths: Ints, limit: int) -> int:
     return min(limit, max(1, total)) // longest * longest
 
 
-def slot_limit(
-    stacks: Sequence[Stack], rows: Mapping[str, int], n_samples: int, itemsize: int
-) -> int:
+def slot_limit(stacks: Sequence[Stack], rows: Mapping[str, int], n_samples: int) -> int:
     """Return the most samples of a block.
 
     Without a ragged axis: as many as make a chunk of `CHUNK_TARGET` bytes of the widest tap. With
@@ -73,9 +69,9 @@ def slot_limit(
     """
     fixed = [stack for stack in stacks if not stack.ragged]
     if not rows:
-        widest = max(stack.width for stack in fixed) * itemsize
+        widest = max(stack.width * stack.itemsize for stack in fixed)
         return max(1, min(CHUNK_TARGET // widest, n_samples))
-    sample = sum(len(stack.taps) * stack.width for stack in fixed) * itemsize
+    sample = sum(len(stack.taps) * stack.width * stack.itemsize for stack in fixed)
     longest = max(rows.values())
     return max(1, min(longest, FIXED_TARGET // sample) if sample else longest)
 
@@ -85,7 +81,6 @@ def shard_blocks(
     lengths: Mapping[str, Ints],
     rows: Mapping[str, int],
     slots: int,
-    itemsize: int,
 ) -> int:
     """Return the blocks of a shard: 16 of tokens; otherwise at most 16, in `SHARD_TARGET` bytes.
 
@@ -95,8 +90,7 @@ def shard_blocks(
     if all(stack.row_name == "token" for stack in stacks):
         return BLOCKS_PER_SHARD
     block = sum(
-        len(stack.taps) * (rows[stack.axis] if stack.ragged else slots) * stack.width * itemsize
-        for stack in stacks
+        len(s.taps) * (rows[s.axis] if s.ragged else slots) * s.width * s.itemsize for s in stacks
     )
     clip = max([1, *(-(-int(lengths[a].max(initial=1)) // size) for a, size in rows.items())])
     return max(1, min(BLOCKS_PER_SHARD, SHARD_TARGET // block) // clip) * clip

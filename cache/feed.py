@@ -16,7 +16,7 @@ from torch import Tensor
 from .memory import ALIVE, Demand
 from .order import Limits, draw_views
 from .reader import Cache, TapGroup
-from .spec import Ints
+from .spec import Ints, Stack
 from .store import BlockStore
 from .workbench import Workbench
 
@@ -42,12 +42,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """One source's share of a batch of b examples, in the cache's `dtype`.
+    """One source's share of a batch of b examples, in its storage type (float32 for int8).
 
     Attributes:
         states: tap -> [T, D] for tokens, [F, *shape] for frames, [b, *shape] otherwise (S*b with S
             segments: all first segments come first); views into the stacks.
-        stacks: [n_taps, ...] for each group of taps of equal shape, in order of first appearance.
+        stacks: [n_taps, ...] for each group of taps of equal shape, in order of first appearance;
+            in float32 where those are stored in several types.
         offsets: ragged axis -> int64 [b + 1]; example i has the rows `offsets[i] : offsets[i + 1]`.
     """
 
@@ -80,6 +81,7 @@ class Feed:
         self.samples = samples if samples.ndim == 2 else samples[:, None]  # [n, S] or [n, V]
         taps = [tap.name for tap in self.cache.taps] if source.taps is None else source.taps
         self.groups: list[TapGroup] = self.cache.group_taps(taps)
+        self.shapes = self.cache.shapes(taps)
         self.taps = tuple(taps)
         self._stores: list[BlockStore] = []
         self._most: list[int] = []  # rows of the largest batch, for each stack
@@ -117,6 +119,8 @@ class Feed:
         for group, needed, rows in zip(self.groups, self._needed, self._most, strict=True):
             stack = group.stack
             row = geometry.row_bytes(stack) * len(group.taps)
+            if len(self.shapes) < len(self.groups):  # some are put together in float32
+                row += 4 * stack.width * len(group.taps)
             demands.append(
                 Demand(
                     name=self.name,
@@ -179,13 +183,26 @@ class Feed:
         states: dict[str, Tensor] = {}
         stacks: list[Tensor] = []
         offsets: dict[str, Tensor] = {}
-        for group, store, bench in zip(self.groups, self._stores, benches, strict=True):
-            values = store.gather(*self.cache.places(group.stack, flat), bench)
+        for stack in self.shapes:
+            values = self._gather(stack, flat, benches)
             stacks.append(values)
-            states |= dict(zip(group.taps, values, strict=True))
-            if group.stack.ragged and group.stack.axis not in offsets:
+            states |= dict(zip(stack.tap_names, values, strict=True))
+            if stack.ragged and stack.axis not in offsets:
                 ends = np.zeros(len(flat) + 1, np.int64)
-                np.cumsum(self.cache.row_counts(group.stack, flat), out=ends[1:])
-                offsets[group.stack.axis] = torch.from_numpy(ends)
+                np.cumsum(self.cache.row_counts(stack, flat), out=ends[1:])
+                offsets[stack.axis] = torch.from_numpy(ends)
         ordered = {tap: states[tap] for tap in self.taps}
         return Part(states=ordered, stacks=tuple(stacks), offsets=offsets)
+
+    def _gather(self, stack: Stack, samples: Ints, benches: Sequence[Workbench]) -> Tensor:
+        """Read taps of one shape, [n_taps, T, *shape]; float32 where they lie in several types."""
+        blocks, rows = self.cache.places(stack, samples)
+        mine = [n for n, group in enumerate(self.groups) if group.taps[0] in stack.tap_names]
+        if len(mine) == 1:
+            return self._stores[mine[0]].gather(blocks, rows, benches[mine[0]])
+        values = benches[mine[0]].floats((len(stack.taps), len(blocks), *stack.shape))
+        by_tap = dict(zip(stack.tap_names, values, strict=True))
+        for number in mine:
+            into = [by_tap[tap] for tap in self.groups[number].taps]
+            self._stores[number].gather_into(into, blocks, rows, benches[number])
+        return values

@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from . import zarr3
 from .errors import CacheVersionError
 from .fingerprint import Fingerprint
-from .spec import SCALES, TORCH_TYPES, ZARR_TYPES, Stack, TapSpec, check_storage_type, group_taps
+from .spec import SCALES, TORCH_TYPES, Stack, TapSpec, group_taps, one_or_each, types_by_tap
 
 FORMAT_VERSION = 2
 MANIFEST = "unipt_cache"
@@ -37,7 +35,7 @@ class Geometry:
 
     Args:
         taps: all taps, in the caller's order.
-        dtype: storage type of all activations.
+        dtype: storage type of all taps, or of each; kept as one name where they are equal.
         n_samples: samples stored, each once.
         n_rows: rows of the caller's table; several may share a sample.
         n_views: samples per row, or None if rows have one each and no view axis.
@@ -50,7 +48,7 @@ class Geometry:
     """
 
     taps: tuple[TapSpec, ...]
-    dtype: str
+    dtype: str | Mapping[str, str]
     n_samples: int
     n_rows: int
     n_views: int | None
@@ -63,7 +61,6 @@ class Geometry:
     stacks: tuple[Stack, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_storage_type(self.dtype)
         least = {"n_samples": 0, "n_rows": 0, "row_id_bytes": 0, "seed": 0, "n_blocks": 0}
         values = {name: getattr(self, name) for name in least}
         least |= {"blocks_per_shard": 1, "samples_per_block": 1}
@@ -79,9 +76,11 @@ class Geometry:
                 raise ValueError(
                     f"{name} = {value!r} must be a whole number from {least[name]} to {MAX_COUNT}"
                 )
-        stacks = group_taps(self.taps)
-        if self.dtype == "int8":
-            stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in stacks)
+        types = types_by_tap(self.dtype, self.taps)
+        object.__setattr__(self, "dtype", one_or_each(types))
+        stacks = group_taps(self.taps, types)
+        coded = (stack for stack in stacks if stack.dtype == "int8")
+        stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in coded)
         object.__setattr__(self, "stacks", stacks)
         axes = list(dict.fromkeys(tap.axis for tap in self.taps if tap.ragged))
         if axes != list(self.block_tokens):
@@ -93,14 +92,19 @@ class Geometry:
         return -(-self.n_blocks // self.blocks_per_shard)
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return np.dtype(ZARR_TYPES[self.dtype]).itemsize
+    def types(self) -> dict[str, str]:
+        """Storage type of each tap, in their order."""
+        return types_by_tap(self.dtype, self.taps)
 
     @property
     def value_stacks(self) -> tuple[Stack, ...]:
         """The stacks that hold numbers of the taps; `stacks` also has those of their scales."""
         return tuple(stack for stack in self.stacks if not stack.scales)
+
+    @property
+    def coded_stacks(self) -> tuple[Stack, ...]:
+        """The stacks of int8 numbers."""
+        return tuple(stack for stack in self.value_stacks if stack.dtype == "int8")
 
     def scales_of(self, stack: Stack) -> Stack | None:
         """Return the stack of the scales of int8 numbers; None for another storage type."""
@@ -109,10 +113,6 @@ class Geometry:
     def rms_name(self, stack: Stack) -> str:
         """Return the name of the index array with the RMS of each channel (int8)."""
         return f"rms_{stack.name}"
-
-    def data_type(self, stack: Stack) -> str:
-        """Return the Zarr data type of a stack's array."""
-        return "float16" if stack.scales else ZARR_TYPES[self.dtype]
 
     def blocks_of(self, shard: int) -> range:
         """Blocks that lie in a shard."""
@@ -129,7 +129,7 @@ class Geometry:
 
     def chunk_bytes(self, stack: Stack) -> int:
         """Bytes of one tap of one block, without the checksum."""
-        return self.rows(stack) * stack.width * np.dtype(self.data_type(stack)).itemsize
+        return self.rows(stack) * stack.width * stack.itemsize
 
     def held_bytes(self, stack: Stack) -> int:
         """Bytes of one tap of one block in memory: numbers, and scales if there are any."""
@@ -138,11 +138,11 @@ class Geometry:
 
     def row_bytes(self, stack: Stack) -> int:
         """Bytes that one row of one tap takes while a batch is made of it."""
-        size: int = TORCH_TYPES[self.dtype].itemsize
+        size: int = TORCH_TYPES[stack.dtype].itemsize
         scales = self.scales_of(stack)
         if scales is None:
             return stack.width * size
-        return stack.width * (self.itemsize + size) + scales.width * (2 + size)
+        return stack.width * (stack.itemsize + size) + scales.width * (2 + size)
 
     def entries(self, stack: Stack) -> int:
         """Chunks of a whole shard."""
@@ -172,7 +172,7 @@ class Geometry:
         arrays["row_to_sample"] = (table, "int64")
         arrays["row_id_bytes"] = ((self.row_id_bytes,), "uint8")
         arrays["row_id_offsets"] = ((self.n_rows + 1,), "int64")
-        for stack in self.value_stacks if self.dtype == "int8" else ():
+        for stack in self.coded_stacks:
             arrays[self.rms_name(stack)] = ((len(stack.taps), stack.channels), "float32")
         return arrays
 
@@ -194,7 +194,7 @@ class Geometry:
             rest = ["width"] if flat else [None] * len(stack.shape)
             metadata = zarr3.sharded_array_metadata(
                 self.array_shape(stack),
-                self.data_type(stack),
+                stack.data_type,
                 blocks_per_shard=self.blocks_per_shard,
                 attributes=self._attributes(stack),
                 dimension_names=["block", "tap", stack.row_name, *rest],
@@ -205,7 +205,7 @@ class Geometry:
         """Return what a reader of the array must know; for int8 where the other factors are."""
         if stack.scales:
             return {"logical_dtype": "float16", "taps": stack.tap_names}
-        known: dict[str, Any] = {"logical_dtype": self.dtype, "taps": stack.tap_names}
+        known: dict[str, Any] = {"logical_dtype": stack.dtype, "taps": stack.tap_names}
         scales = self.scales_of(stack)
         if scales is not None:
             known |= {

@@ -7,6 +7,7 @@ from typing import Any
 from .geometry import COMPLETE
 from .location import Location
 from .reader import Cache
+from .spec import describe_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def info(path: str | Location) -> CacheInfo:
         complete=len(cache.finished) == geometry.n_shards and (cache.path / COMPLETE).is_file(),
         shards=geometry.n_shards,
         shards_finished=len(cache.finished),
-        dtype=geometry.dtype,
+        dtype=describe_types(geometry.dtype),
         samples=cache.n_samples,
         rows=cache.n_rows,
         tokens={axis: int(length.sum()) for axis, length in cache.lengths.items()},

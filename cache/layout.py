@@ -17,7 +17,7 @@ from .fingerprint import Fingerprint, digest
 from .geometry import KEY_BYTES, NO_CRC, Geometry
 from .ledger import Entry
 from .packing import Packing, pack_samples
-from .spec import ZARR_TYPES, Bytes, Ints, StorageType, TapSpec, check_storage_type, group_taps
+from .spec import Bytes, Ints, StorageTypes, TapSpec, group_taps, types_by_tap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +95,7 @@ class CacheLayout:
         values["row_to_sample"] = self.row_to_sample
         values["row_id_bytes"] = np.frombuffer(self.id_bytes, np.uint8)
         values["row_id_offsets"] = self.id_offsets
-        for stack in self.geometry.value_stacks if self.geometry.dtype == "int8" else ():
+        for stack in self.geometry.coded_stacks:
             rows = [np.asarray((self.rms or {})[name], np.float32) for name in stack.tap_names]
             values[self.geometry.rms_name(stack)] = np.stack(rows)
         return values
@@ -114,7 +114,7 @@ def plan_layout(
     n_samples: int,
     row_to_sample: Ints,
     row_ids: Sequence[str],
-    dtype: StorageType,
+    dtype: StorageTypes,
     fingerprint: Fingerprint,
     seed: int = 0,
     block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
@@ -135,19 +135,19 @@ def plan_layout(
         ValueError: arguments that contradict each other, all of them named.
         InvalidTap: taps without a name of their own.
     """
-    stacks = group_taps(taps)
-    check_storage_type(dtype)
+    group_taps(taps)  # refuses what cannot be stored
+    types = types_by_tap(dtype, taps)
+    stacks = group_taps(taps, types)
     axes = list(dict.fromkeys(tap.axis for tap in taps if tap.ragged))
     tables = {axis: np.asarray(values) for axis, values in (lengths or {}).items()}
     rows = np.asarray(row_to_sample)
     _check_tables(tables, axes, n_samples, rows, row_ids)
-    itemsize = np.dtype(ZARR_TYPES[dtype]).itemsize
-    sizes = block_rows(stacks, tables, block_tokens, itemsize)
+    sizes = block_rows(stacks, tables, block_tokens)
     if min([1 if blocks_per_shard is None else blocks_per_shard, *sizes.values()]) < 1:
         raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
-    slots = samples_per_block or slot_limit(stacks, sizes, n_samples, itemsize)
+    slots = samples_per_block or slot_limit(stacks, sizes, n_samples)
     if blocks_per_shard is None:
-        blocks_per_shard = shard_blocks(stacks, tables, sizes, slots, itemsize)
+        blocks_per_shard = shard_blocks(stacks, tables, sizes, slots)
     packing = pack_samples(
         tables,
         n_samples=n_samples,
@@ -162,7 +162,7 @@ def plan_layout(
     np.cumsum([len(part) for part in encoded], out=offsets[1:])
     geometry = Geometry(
         taps=tuple(taps),
-        dtype=dtype,
+        dtype=types,
         n_samples=n_samples,
         n_rows=len(rows),
         n_views=None if rows.ndim == 1 else rows.shape[1],

@@ -48,7 +48,7 @@ class Loader:
     Args:
         cache: to read.
         samples: int64 [n], or [n, S] for examples of S segments each.
-        taps: names, of one stack, in the order wanted; None for all.
+        taps: names, of one shape, in the order wanted; None for all.
         batch_size: examples a batch.
         seed: of the shuffling.
         shuffle: False keeps the given order.
@@ -89,7 +89,7 @@ class Loader:
         threads: int | None = None,
     ) -> None:
         self.taps = tuple(tap.name for tap in cache.taps) if taps is None else tuple(taps)
-        self.stack, _ = cache.stack_of(self.taps)
+        self.stack = cache.shape_of(self.taps)
         self.joint = JointLoader(
             {"": Source(cache=cache, samples=samples, taps=self.taps)},
             batch_size=batch_size,

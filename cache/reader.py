@@ -25,7 +25,7 @@ from .location import Location, ObjectPath, absolute, parse_location
 from .manifest import Manifest, check_children, read_finished, read_index, read_manifest
 from .packing import BlockTable
 from .remote import BLOCKS, RemoteChunkReader
-from .spec import TORCH_TYPES, Bytes, Ints, Stack, TapSpec
+from .spec import Bytes, Ints, Stack, TapSpec, common_type, group_taps
 from .store import BlockStore, Factors
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Cache:
         origin: what its maker noted: names, places, versions.
         table: place of every sample.
         row_to_sample: int64 [n_rows] or [n_rows, n_views].
-        rms: tap -> size of each channel, float32, of an int8 cache; otherwise empty.
+        rms: tap -> size of each channel, float32, of those in int8.
     """
 
     def __init__(self, found: Manifest, finished: Mapping[int, Entry], verify: Verify) -> None:
@@ -119,8 +119,8 @@ class Cache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the activations that are handed out: the storage type; float32 for int8."""
-        return TORCH_TYPES[self.geometry.dtype]
+        """Type of taps that are handed out together: as stored, or float32 for int8 or several."""
+        return common_type(self.geometry.types.values()) or torch.float32
 
     @property
     def lengths(self) -> dict[str, Ints]:
@@ -191,20 +191,42 @@ class Cache:
             groups.append(TapGroup(stack, tuple(names), numbers))
         return groups
 
-    def stack_of(self, taps: Sequence[str]) -> tuple[Stack, list[int]]:
-        """Return the stack that holds all of `taps`, and their positions in it.
+    def shapes(self, taps: Sequence[str]) -> tuple[Stack, ...]:
+        """Sort `taps` by kind, shape and axis: as they lie together in a batch, in any type.
 
         Raises:
-            InvalidTap: an unknown tap, or taps of more than one stack.
+            InvalidTap: an unknown tap, or none.
         """
+        self.group_taps(taps)
+        known = {tap.name: tap for tap in self.taps}
+        return group_taps([known[name] for name in taps])
+
+    def shape_of(self, taps: Sequence[str]) -> Stack:
+        """Return the one stack that `taps` make in a batch.
+
+        Raises:
+            InvalidTap: an unknown tap, or taps of more than one shape.
+        """
+        found = self.shapes(taps)
+        if len(found) > 1:
+            raise InvalidTap(
+                "the taps asked for have different shapes and cannot be stacked "
+                f"({_described(found)}); choose taps of one group"
+            )
+        return found[0]
+
+    def stack_of(self, taps: Sequence[str]) -> tuple[Stack, list[int]]:
+        """Return the stack that holds all of `taps` on the disk, and their positions in it.
+
+        Raises:
+            InvalidTap: an unknown tap, or taps of more than one shape or storage type.
+        """
+        self.shape_of(taps)
         groups = self.group_taps(taps)
         if len(groups) > 1:
-            described = "; ".join(
-                f"{group.stack.name}: {', '.join(group.stack.tap_names)}" for group in groups
-            )
             raise InvalidTap(
-                f"the taps asked for have different shapes and cannot be stacked ({described}); "
-                "choose taps of one group"
+                "the taps asked for are stored in different types "
+                f"({_described([group.stack for group in groups])}); choose taps of one type"
             )
         return groups[0].stack, groups[0].numbers
 
@@ -286,8 +308,8 @@ class Cache:
             taps: names; None for all.
 
         Returns:
-            Tap to values in `dtype`: [sum of lengths, *shape] packed in the order of
-            `samples` for the kinds "tokens" and "frames", [b, *shape] otherwise.
+            Tap to values in its storage type (float32 for int8): [sum of lengths, *shape] packed in
+            the order of `samples` for the kinds "tokens" and "frames", [b, *shape] otherwise.
 
         Raises:
             CacheDamaged, CacheIncomplete, InvalidTap, IndexError: as they say.
@@ -301,6 +323,10 @@ class Cache:
             values = self.store(group.taps, capacity=self._at_once).gather(blocks, rows)
             result |= dict(zip(group.taps, values, strict=True))
         return {name: result[name] for name in names}
+
+
+def _described(stacks: Sequence[Stack]) -> str:
+    return "; ".join(f"{stack.name}: {', '.join(stack.tap_names)}" for stack in stacks)
 
 
 @lru_cache(maxsize=4)
@@ -328,7 +354,7 @@ def _rms(found: Manifest, index: dict[str, Array]) -> dict[str, Tensor]:
     """Return the RMS of each tap's channels; refuse what no calibration gives."""
     geometry = found.geometry
     result: dict[str, Tensor] = {}
-    for stack in geometry.value_stacks if geometry.dtype == "int8" else ():
+    for stack in geometry.coded_stacks:
         table = torch.from_numpy(index[geometry.rms_name(stack)])
         if not (torch.isfinite(table) & (table > 0)).all():
             raise CacheDamaged(

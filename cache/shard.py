@@ -60,7 +60,7 @@ class ShardBuffer:
         geometry = self.layout.geometry
         blocks, taps = len(geometry.blocks_of(self.shard)), len(stack.taps)
         stride = geometry.chunk_bytes(stack) + CRC_BYTES
-        dtype = np.dtype(geometry.data_type(stack))
+        dtype = np.dtype(stack.data_type)
         return np.ndarray(
             (blocks, taps, geometry.rows(stack), stack.width),
             dtype=dtype,
@@ -121,17 +121,17 @@ class ShardBuffer:
         self, name: str, tensor: Tensor, samples: Ints, stack: Stack
     ) -> list[tuple[Stack, Array]]:
         """Return what goes into which stack: the numbers, and scales if there are any."""
-        dtype, scales = self.layout.geometry.dtype, self.layout.geometry.scales_of(stack)
+        scales = self.layout.geometry.scales_of(stack)
         if scales is not None:
             codes, factors = self._quantize(name, tensor.detach(), samples, stack)
             return [(stack, codes.cpu().numpy()), (scales, factors.cpu().numpy())]
-        stored = tensor.detach().to(TORCH_TYPES[dtype]).cpu().contiguous()
+        stored = tensor.detach().to(TORCH_TYPES[stack.dtype]).cpu().contiguous()
         if stored.numel():
             low, high = torch.aminmax(stored)
             if not (math.isfinite(low) and math.isfinite(high)):
                 bad = ~torch.isfinite(stored)
                 raise ActivationOverflow(self._overflow(name, tensor, bad, samples, stack))
-        bits = stored.view(torch.uint16) if dtype == "bfloat16" else stored
+        bits = stored.view(torch.uint16) if stack.dtype == "bfloat16" else stored
         return [(stack, bits.numpy())]
 
     def _quantize(
@@ -161,8 +161,8 @@ class ShardBuffer:
                 "forward pass in float32 or bfloat16"
             )
         return (
-            f"{where}: {row.abs().max():.6g} overflows {self.layout.geometry.dtype}; store this "
-            "cache as bfloat16 or float32"
+            f"{where}: {row.abs().max():.6g} overflows {stack.dtype}; store this "
+            "tap, or the whole cache, as bfloat16 or float32"
         )
 
     def check_full(self) -> None:

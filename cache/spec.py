@@ -5,7 +5,7 @@ Pure descriptions; nothing here touches a file or allocates an array.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,8 @@ from .errors import InvalidTap
 
 Kind = Literal["tokens", "frames", "grid", "map", "vector"]
 StorageType = Literal["float16", "bfloat16", "float32", "int8"]
+StorageTypes = StorageType | Mapping[str, StorageType]
+"""The storage type of all taps, or of each one by its name."""
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
@@ -121,16 +123,18 @@ class TapSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Taps of equal kind, shape and axis, stored together in one array, in tap order.
+    """Taps of equal kind, shape, axis and storage type, in one array, in tap order.
 
     Args:
         name: of the array.
         taps: of equal kind, shape and axis.
+        dtype: their storage type.
         scales: the array holds the scales of int8 numbers, one a token, patch or cell.
     """
 
     name: str
     taps: tuple[TapSpec, ...]
+    dtype: str = "float32"
     scales: bool = False
 
     @property
@@ -172,9 +176,34 @@ class Stack:
         """Names of the taps, in stored order."""
         return [tap.name for tap in self.taps]
 
+    @property
+    def data_type(self) -> str:
+        """Zarr data type of the array."""
+        return "float16" if self.scales else ZARR_TYPES[self.dtype]
 
-def group_taps(taps: Sequence[TapSpec]) -> tuple[Stack, ...]:
-    """Group `taps` into stacks, named like `tokens-768`, in order of first appearance.
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return np.dtype(self.data_type).itemsize
+
+    @property
+    def held_as(self) -> torch.dtype:
+        """Type of the array's numbers in memory: codes and scales of int8 as they are stored."""
+        if self.scales:
+            return torch.float16
+        return torch.int8 if self.dtype == "int8" else TORCH_TYPES[self.dtype]
+
+
+def group_taps(
+    taps: Sequence[TapSpec], types: Mapping[str, str] | None = None
+) -> tuple[Stack, ...]:
+    """Group `taps` into stacks, in order of first appearance.
+
+    They are named like `tokens-768`, and like `tokens-768-int8` where types differ.
+
+    Args:
+        taps: to group.
+        types: storage type of each; None groups by shape alone, as numbers lie in a batch.
 
     Raises:
         InvalidTap: no tap, two of the same name, or tokens and frames on one axis.
@@ -185,6 +214,8 @@ def group_taps(taps: Sequence[TapSpec]) -> tuple[Stack, ...]:
         raise InvalidTap(f"taps must be at least one, with different names; doubled: {doubled}")
     groups: dict[str, list[TapSpec]] = {}
     kinds: dict[str, Kind] = {}
+    found = dict.fromkeys(names, "float32") if types is None else types
+    mixed = len({found[name] for name in names}) > 1
     for tap in taps:
         if tap.ragged and kinds.setdefault(tap.axis, tap.kind) != tap.kind:
             raise InvalidTap(
@@ -192,8 +223,46 @@ def group_taps(taps: Sequence[TapSpec]) -> tuple[Stack, ...]:
                 f"{kinds[tap.axis]}; give it an axis of its own"
             )
         prefix = tap.axis if tap.ragged else tap.kind
-        groups.setdefault(f"{prefix}-{'x'.join(map(str, tap.shape))}", []).append(tap)
-    return tuple(Stack(name=name, taps=tuple(group)) for name, group in groups.items())
+        name = f"{prefix}-{'x'.join(map(str, tap.shape))}"
+        groups.setdefault(f"{name}-{found[tap.name]}" if mixed else name, []).append(tap)
+    return tuple(
+        Stack(name=name, taps=tuple(group), dtype=found[group[0].name])
+        for name, group in groups.items()
+    )
+
+
+def types_by_tap(dtype: str | Mapping[str, str], taps: Sequence[TapSpec]) -> dict[str, str]:
+    """Return the storage type of each tap, in their order.
+
+    Raises:
+        ValueError: an unknown type, or a mapping that does not name exactly these taps.
+    """
+    names = [tap.name for tap in taps]
+    found = dict.fromkeys(names, dtype) if isinstance(dtype, str) else dict(dtype)
+    if found.keys() != set(names):
+        raise ValueError(f"storage types are given for {sorted(found)}, the taps are {names}")
+    for each in found.values():
+        check_storage_type(each)
+    return {name: found[name] for name in names}
+
+
+def one_or_each(types: Mapping[str, str]) -> str | dict[str, str]:
+    """Return the type that all taps have, or the type of each."""
+    return next(iter(types.values())) if len(set(types.values())) == 1 else dict(types)
+
+
+def describe_types(dtype: str | Mapping[str, str]) -> str:
+    """Return storage types in words: "int8", or "float16 (4 taps), int8 (9 taps)"."""
+    if isinstance(dtype, str):
+        return dtype
+    types = list(dtype.values())
+    return ", ".join(f"{each} ({types.count(each)} taps)" for each in dict.fromkeys(types))
+
+
+def common_type(types: Iterable[str]) -> torch.dtype | None:
+    """Return the type in which the numbers of all these storage types are taken, if it is one."""
+    found = {TORCH_TYPES[each] for each in types}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_storage_type(dtype: str) -> None:

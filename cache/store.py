@@ -22,7 +22,7 @@ from .chunks import ChunkReader
 from .geometry import Geometry
 from .memory import STAGED
 from .quantize import dequantize
-from .spec import TORCH_TYPES, Bytes, Ints
+from .spec import Bytes, Ints
 from .workbench import SHARES, Workbench
 
 _NOTHING: Bytes = np.empty(0, np.uint8)
@@ -68,8 +68,7 @@ class _Slab:
         stack = reader.stack
         self.reader, self.shape = reader, stack.shape
         self._rows, self._home = geometry.rows(stack), home
-        dtype = TORCH_TYPES[geometry.dtype] if geometry.dtype != "int8" else torch.int8
-        dtype = torch.float16 if stack.scales else dtype
+        dtype = stack.held_as
         shape = (len(taps), capacity * self._rows, stack.width)
         self.values = torch.empty(shape, dtype=dtype, device=home)
         self._entry = self.values
@@ -176,16 +175,37 @@ class BlockStore:
             bench: what the tensor is made with; None for plain host memory.
         """
         bench = Workbench() if bench is None else bench
+        parts = self._parts(blocks, rows, bench)
+        if self._factors is None:
+            return parts[0]
+        numbers = bench.floats(tuple(parts[0].shape))
+        self._fill(numbers.unbind(), parts)
+        return numbers
+
+    def gather_into(
+        self, into: Sequence[Tensor], blocks: Ints, rows: Ints, bench: Workbench
+    ) -> None:
+        """Write rows of blocks into float32 tensors [T, *shape], one a tap; see `gather`."""
+        self._fill(into, self._parts(blocks, rows, bench))
+
+    def _parts(self, blocks: Ints, rows: Ints, bench: Workbench) -> list[Tensor]:
+        """Return rows as they are held: numbers, or codes and scales."""
         room = [slab.room(len(blocks), bench) for slab in self._slabs]
         with self._lock:
             self._gather(_find_runs(blocks, rows), room, bench)
-        parts = [
+        return [
             each.view(len(self._taps), len(blocks), *slab.shape).to(bench.device, non_blocking=True)
             for each, slab in zip(room, self._slabs, strict=True)
         ]
-        if self._factors is None:
-            return parts[0]
-        return _numbers(parts[0], parts[1], self._factors, bench)
+
+    def _fill(self, into: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+        """Write what `_parts` gave as float32 numbers, tap by tap."""
+        for number, target in enumerate(into):
+            if self._factors is None:
+                target.copy_(parts[0][number])
+                continue
+            rms = self._factors.rms[number].to(target.device)
+            dequantize(parts[0][number], parts[1][number], rms, out=target)
 
     def _gather(self, runs: _Runs, room: Sequence[Tensor], bench: Workbench) -> None:
         """Copy runs of rows, those of at most `capacity` blocks at a time."""
@@ -246,17 +266,6 @@ class BlockStore:
             self._free += places
             raise
         self._place.update(zip(blocks, places, strict=True))
-
-
-def _numbers(codes: Tensor, scales: Tensor, factors: Factors, bench: Workbench) -> Tensor:
-    """Return the float32 numbers of int8 codes [n_taps, T, *shape], tap by tap."""
-    if codes.device.type == "cpu":
-        result = bench.room(tuple(codes.shape), torch.float32)
-    else:
-        result = torch.empty(codes.shape, device=codes.device)
-    for number, rms in enumerate(factors.rms):
-        dequantize(codes[number], scales[number], rms.to(codes.device), out=result[number])
-    return result
 
 
 def _within(runs: _Runs) -> Ints:

@@ -72,6 +72,12 @@ class Workbench:
         weakref.finalize(lent, _give_back, free, raw, self._keep)  # torch holds `lent` until then
         return result
 
+    def floats(self, shape: tuple[int, ...]) -> Tensor:
+        """Return an uninitialised float32 tensor [n_taps, rows, ...] where batches are wanted."""
+        if self.on_host:
+            return self.room(shape, torch.float32)
+        return torch.empty(shape, device=self.device)
+
     def run(self, jobs: Sequence[Callable[[], None]], readers: Executor | None = None) -> None:
         """Do all jobs, here and in the threads of `readers`; all have ended if one raises."""
         readers = readers or self._readers

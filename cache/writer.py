@@ -45,7 +45,7 @@ from .ledger import Entry, encode_ledger, read_ledger
 from .location import Location, ObjectPath, files_below, local_path, parse_location
 from .manifest import Manifest, inspect_shard, read_manifest
 from .shard import ShardBuffer
-from .spec import Bytes, Ints, StorageType, TapSpec
+from .spec import Bytes, Ints, StorageTypes, TapSpec
 from .zarr3 import encode_plain, index_checksum
 
 
@@ -83,7 +83,7 @@ class CacheWriter:
         keys: Bytes,
         row_to_sample: Ints,
         row_ids: Sequence[str],
-        dtype: StorageType,
+        dtype: StorageTypes,
         fingerprint: Fingerprint,
         seed: int = 0,
         block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
@@ -104,7 +104,7 @@ class CacheWriter:
             keys: content keys, uint8 [n_samples, 16], by which a sample is found again.
             row_to_sample: samples of the rows, int64 [n_rows] or [n_rows, n_views].
             row_ids: name of each row, any Unicode text.
-            dtype: storage type of all activations.
+            dtype: storage type of all taps, or of each by its name.
             fingerprint: what is computed; compared on resume and on reading.
             seed: of the permutation before packing.
             block_tokens: tokens of a block, or rows of single axes; frames follow from their bytes.
@@ -188,16 +188,17 @@ class CacheWriter:
     def _keep_calibration(self) -> None:
         """Take the RMS of the cache that is there: it was decided once, before the first shard."""
         geometry, rms = self.layout.geometry, self.layout.rms
-        if geometry.dtype != "int8":
+        coded = [name for stack in geometry.coded_stacks for name in stack.tap_names]
+        if not coded:
             return
         if (self.path / ROOT).exists():
             found = read_manifest(self.path)
-            same = found.geometry.dtype == "int8" and found.geometry.taps == geometry.taps
+            same = found.geometry.stacks == geometry.stacks
             rms = saved_rms(found) if same else unit_rms(geometry)  # another cache is refused later
-        if rms is None:
+        if rms is None or not rms.keys() >= set(coded):
             raise ValueError(
                 "int8 needs the size of each channel before the first shard: give rms=, which "
-                "Calibration measures on calibration_samples(layout)"
+                f"Calibration measures on calibration_samples(layout), for the taps {coded}"
             )
         self.layout = replace(self.layout, rms=rms)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache import CacheLayout, CacheWriter, Calibration, calibration_samples
 from cache.geometry import ROOT
 from cache.location import Location, ObjectPath, files_below
-from cache.spec import TORCH_TYPES, StorageType
+from cache.spec import StorageTypes, common_type
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.config import (
@@ -86,7 +86,8 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
         InputFailed: a picture or clip failed or changed during the run.
         NotEnoughDisk: the cache would not fit, and `config.force` is off.
         FingerprintMismatch: `config.out` holds another cache.
-        ActivationOverflow: a state does not fit `config.store_dtype`.
+        ActivationOverflow: a state does not fit its storage type.
+        ConfigError: a pattern of `config.store_dtype_of` matches no tap.
         WorkersFailed, OtherBackbone: workers cannot be reached, died, or compute something else.
         ExtractionInterrupted: Ctrl-C; finished shards are kept.
     """
@@ -101,7 +102,7 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
             views=rows.views,
             augmented=rows.augmented,
             bad_media=rows.bad_media,
-            store_dtype=config.store_dtype,
+            store_dtype=config.storage(backbone),
             seed=config.seed,
             batch_tokens=config.batch_bound(backbone.modality),
             block_tokens=config.block_tokens,
@@ -124,7 +125,7 @@ def extract_inputs(
     views: int = 1,
     augmented: NDArray[np.bool_] | None = None,
     bad_media: BadMediaPolicy = "error",
-    store_dtype: StorageType = "float16",
+    store_dtype: StorageTypes = "float16",
     seed: int = 0,
     batch_tokens: int | None = None,
     block_tokens: int = 640,
@@ -142,7 +143,7 @@ def extract_inputs(
         views: versions of each augmented row; see `build_table`.
         augmented: which rows those are, bool [m]; None for all.
         bad_media: "error" refuses media that cannot be read, "skip" leaves their rows out.
-        store_dtype: type of the numbers on disk.
+        store_dtype: type of the numbers on disk, of all taps or of each by its name.
         seed: of the order on disk.
         batch_tokens: bound of a forward pass: tokens with padding, frames, or images.
         block_tokens: tokens of a cache block.
@@ -157,7 +158,7 @@ def extract_inputs(
     if not force:
         check_disk(path, layout.total_bytes)
     rms = None
-    if store_dtype == "int8" and not (path / ROOT).exists():  # a started cache keeps its own
+    if layout.geometry.coded_stacks and not (path / ROOT).exists():  # a started one keeps its own
         with torch_threads(threads):
             rms = _calibrate(backbone, table, layout, batch_tokens)
     with CacheWriter.create(
@@ -268,12 +269,14 @@ def written_bytes(path: Location) -> int:
 def _calibrate(
     backbone: Backbone, table: InputTable, layout: CacheLayout, batch_tokens: int | None
 ) -> dict[str, torch.Tensor]:
-    """Return the size of every channel of every tap, from some of the first shard's samples."""
+    """Return the size of every channel of the int8 taps, from some of the first shard's samples."""
+    coded = [tap for stack in layout.geometry.coded_stacks for tap in stack.tap_names]
     found, samples = Calibration(), calibration_samples(layout)
     batches = backbone.batches(samples, table.encoded.lengths, batch_tokens)
     with closing(passes(backbone, table, ((0, batch) for batch in batches))) as made:
         for each in made:
-            found.add(each.states(backbone))
+            states = each.states(backbone)
+            found.add({tap: states[tap] for tap in coded})
     return found.rms()
 
 
@@ -287,7 +290,7 @@ def _fill(
     meter: Meter,
 ) -> None:
     """Compute and write the `pending` shards in this process."""
-    lengths, dtype = table.encoded.lengths, TORCH_TYPES[writer.layout.geometry.dtype]
+    lengths, dtype = table.encoded.lengths, common_type(writer.layout.geometry.types.values())
     batches = (
         (shard, batch)
         for shard in pending

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache.memory import available_memory
+from cache.spec import describe_types
 from pipeline.backbones import check_frozen
 from pipeline.console import duration
 from pipeline.extract import free_bytes, shard_batches, unit_of, written_bytes
@@ -164,6 +165,7 @@ def plan(config: ExtractOptions) -> Plan:
     Raises:
         BackboneError: the backbone cannot be loaded or tapped.
         InputError: inputs without a token.
+        ConfigError: a pattern of `store_dtype_of` matches no tap.
         BadMedia: pictures or clips cannot be read, and none may be skipped.
     """
     options = with_plan_options(config)
@@ -179,10 +181,11 @@ def plan(config: ExtractOptions) -> Plan:
         on_bad_media=rows.bad_media,
     )
     table = given if options.assume is None else assume_rows(given, options.assume)
+    stored = options.storage(backbone)
     layouts = [
         each.layout(
             backbone,
-            dtype=options.store_dtype,
+            dtype=stored,
             seed=options.seed,
             block_tokens=options.block_tokens,
         )
@@ -197,7 +200,7 @@ def plan(config: ExtractOptions) -> Plan:
         backbone,
         given,
         batches,
-        dtype=options.store_dtype,
+        dtype=stored,
         seconds=options.trial_seconds,
         side_width=options.side_width,
     )
@@ -215,7 +218,7 @@ def plan(config: ExtractOptions) -> Plan:
         family=backbone.family,
         device=str(backbone.device),
         compute_dtype=str(backbone.compute_dtype).removeprefix("torch."),
-        store_dtype=options.store_dtype,
+        store_dtype=describe_types(layout.geometry.dtype),
         taps=dict(layout.tap_bytes),
         total_bytes=total,
         already_written=already,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
 from cache.fingerprint import table_digest
-from cache.spec import StorageType
+from cache.spec import StorageTypes, one_or_each, types_by_tap
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extraction.media import (
     UNREADABLE,
@@ -98,13 +98,13 @@ class InputTable:
             check_unchanged(path, stamp)
 
     def fingerprint(
-        self, backbone: Backbone, dtype: StorageType, parts: Mapping[str, Any] | None = None
+        self, backbone: Backbone, types: Mapping[str, str], parts: Mapping[str, Any] | None = None
     ) -> Fingerprint:
         """Return the identity of the cache that holds this table's states.
 
         Args:
             backbone: what computes them.
-            dtype: storage type.
+            types: storage type of each tap.
             parts: what stands for the backbone's own fingerprint parts.
         """
         inputs: dict[str, Any] = {
@@ -120,14 +120,14 @@ class InputTable:
         computed = str(backbone.compute_dtype).removeprefix("torch.")
         return Fingerprint(
             dict(backbone.fingerprint_parts() if parts is None else parts)
-            | {"inputs": inputs, "dtype": {"stored": dtype, "computed": computed}}
+            | {"inputs": inputs, "dtype": {"stored": one_or_each(types), "computed": computed}}
         )
 
     def layout(
         self,
         backbone: Backbone,
         *,
-        dtype: StorageType,
+        dtype: StorageTypes,
         seed: int,
         block_tokens: int,
         taps: Sequence[str] | None = None,
@@ -136,7 +136,7 @@ class InputTable:
 
         Args:
             backbone: what would fill it.
-            dtype: storage type.
+            dtype: storage type of all taps of `backbone`, or of each.
             seed: of the order on disk.
             block_tokens: tokens of a block.
             taps: names of the taps of `backbone` to lay out; None for all of them.
@@ -144,14 +144,16 @@ class InputTable:
         chosen = [tap for tap in backbone.taps if taps is None or tap.name in taps]
         parts = backbone.fingerprint_parts()
         kept = {name: tap for name, tap in parts["taps"].items() if taps is None or name in taps}
+        types: Any = types_by_tap(dtype, backbone.taps)
+        types = {tap.name: types[tap.name] for tap in chosen}
         return plan_layout(
             taps=chosen,
             lengths=self.lengths(chosen),
             n_samples=self.n_samples,
             row_to_sample=self.row_to_sample,
             row_ids=self.row_ids,
-            dtype=dtype,
-            fingerprint=self.fingerprint(backbone, dtype, parts | {"taps": kept}),
+            dtype=types,
+            fingerprint=self.fingerprint(backbone, types, parts | {"taps": kept}),
             seed=seed,
             block_tokens=block_tokens,
             origin=backbone.origin(),

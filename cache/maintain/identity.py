@@ -1,8 +1,9 @@
 """What a cache made from others says that it holds: the fingerprint follows the numbers.
 
 A fingerprint is free, but three of its entries are understood where they are present: `taps` (a
-mapping by tap), `dtype` (`stored`, `computed`) and `inputs` (`rows`, `unique`, `sha256` describe
-the table). So the cache of some taps has the fingerprint that an extraction of those taps gives.
+mapping by tap), `dtype` (`stored`, one type or a mapping by tap, and `computed`) and `inputs`
+(`rows`, `unique`, `sha256` describe the table). So the cache of some taps has the fingerprint that
+an extraction of those taps gives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,12 @@ import torch
 from ..errors import FingerprintMismatch
 from ..fingerprint import Fingerprint, table_digest
 from ..reader import Cache
-from ..spec import Bytes, Ints
+from ..spec import Bytes, Ints, one_or_each
 
 TABLE = ("rows", "unique", "sha256")
 THROUGH = "through"
-"""Entry of `dtype`: storage types that rounded the numbers before the one they have now."""
+"""Entry of `dtype`: storage types that rounded the numbers before the one they have now; a list, or
+a mapping by tap where they differ."""
 
 
 def check_same_kind(caches: Sequence[Cache]) -> None:
@@ -68,45 +70,61 @@ def of_table(
 
 def of_taps(mapping: dict[str, Any], taps: Sequence[str]) -> dict[str, Any]:
     """Return the fingerprint for some of the taps."""
-    known = mapping.get("taps")
-    if not isinstance(known, dict) or not known.keys() >= set(taps):
-        return mapping
-    return mapping | {"taps": {name: known[name] for name in taps}}
+    known, dtype = mapping.get("taps"), dict(_dtype(mapping))
+    if isinstance(known, dict) and known.keys() >= set(taps):
+        mapping = mapping | {"taps": {name: known[name] for name in taps}}
+    if isinstance(stored := dtype.get("stored"), dict):
+        dtype["stored"] = one_or_each({name: stored[name] for name in taps})
+    through = _through(mapping, taps)
+    return _rounded(mapping | {"dtype": dtype} if dtype else mapping, through)
 
 
-def of_type(mapping: dict[str, Any], source: str, target: str) -> dict[str, Any]:
-    """Return the fingerprint for another storage type.
+def of_type(
+    mapping: dict[str, Any], source: Mapping[str, str], target: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the fingerprint for other storage types, given by tap.
 
-    Numbers that were rounded to `source` before are not those that an extraction in `target` gives,
-    and the fingerprint says so. float32, and the type they were computed in, round nothing.
+    Numbers that were rounded to another type before are not those that an extraction in `target`
+    gives, and the fingerprint says so. float32, and the type they were computed in, round nothing.
     """
-    dtype = _dtype(mapping)
-    rounded = source not in ("float32", dtype.get("computed"), target)
-    if not dtype and not rounded:
-        return mapping
-    changed = mapping | {"dtype": dict(dtype) | {"stored": target}}
-    return rounded_by(changed, [source]) if rounded else changed
+    dtype, through = _dtype(mapping), _through(mapping, [*source])
+    for name, before in source.items():
+        if before not in ("float32", dtype.get("computed"), target[name]):
+            through[name] = [*dict.fromkeys([*through[name], before])]
+    if dtype:
+        mapping = mapping | {"dtype": dict(dtype) | {"stored": one_or_each(target)}}
+    return _rounded(mapping, through)
 
 
 def of_rounding(mapping: dict[str, Any], caches: Sequence[Cache]) -> dict[str, Any]:
-    """Return the fingerprint for the numbers of several caches of one storage type.
+    """Return the fingerprint for the numbers of several caches of the same storage types.
 
     Those of int8 are rounded again where the channels were calibrated differently.
     """
-    types = [
-        name for cache in caches for name in _dtype(cache.fingerprint.mapping).get(THROUGH, [])
-    ]
-    rms = caches[0].rms
-    if any(not torch.equal(cache.rms[name], rms[name]) for cache in caches for name in rms):
-        types.append("int8")
-    return rounded_by(mapping, types)
+    names, rms = [tap.name for tap in caches[0].taps], caches[0].rms
+    before = [_through(cache.fingerprint.mapping, names) for cache in caches]
+    through = {name: [each for found in before for each in found[name]] for name in names}
+    recoded = any(not torch.equal(cache.rms[name], rms[name]) for cache in caches for name in rms)
+    for name in rms if recoded else ():
+        through[name].append("int8")
+    return _rounded(mapping, {name: [*dict.fromkeys(types)] for name, types in through.items()})
 
 
-def rounded_by(mapping: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
-    """Return the fingerprint for numbers that went through other storage types too."""
-    dtype = _dtype(mapping)
-    through = list(dict.fromkeys([*dtype.get(THROUGH, []), *types]))
-    return mapping | {"dtype": dict(dtype) | {THROUGH: through}} if through else mapping
+def _through(mapping: Mapping[str, Any], taps: Sequence[str]) -> dict[str, list[str]]:
+    """Return the types that rounded each tap before."""
+    known = _dtype(mapping).get(THROUGH, [])
+    by_tap = known if isinstance(known, dict) else dict.fromkeys(taps, known)
+    return {name: [*by_tap.get(name, [])] for name in taps}
+
+
+def _rounded(mapping: dict[str, Any], through: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the fingerprint for numbers that went through these types, given by tap."""
+    dtype = {name: value for name, value in _dtype(mapping).items() if name != THROUGH}
+    first, *others = through.values()
+    if any(through.values()):
+        alike = all(types == first for types in others)
+        dtype[THROUGH] = first if alike else {name: t for name, t in through.items() if t}
+    return mapping | {"dtype": dtype} if dtype else mapping
 
 
 def _dtype(mapping: Mapping[str, Any]) -> Mapping[str, Any]:

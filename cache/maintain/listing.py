@@ -14,6 +14,7 @@ from ..geometry import COMPLETE, LOCK, MANIFEST, ROOT
 from ..location import local_path
 from ..manifest import check_children, read_finished, read_manifest
 from ..memory import size
+from ..spec import describe_types
 
 State = Literal["complete", "unfinished", "damaged", "other version"]
 _PEEK = 2**16
@@ -144,7 +145,7 @@ def describe(path: Path) -> CacheEntry:
         samples=geometry.n_samples if geometry else None,
         rows=geometry.n_rows if geometry else None,
         taps=tuple(tap.name for tap in geometry.taps) if geometry else (),
-        dtype=geometry.dtype if geometry else "?",
+        dtype=describe_types(geometry.dtype) if geometry else "?",
         shards=(finished, geometry.n_shards if geometry else 0),
         nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         origin=found.origin if found else {},

@@ -16,7 +16,7 @@ from ..fingerprint import Fingerprint
 from ..layout import CacheLayout, plan_layout
 from ..location import local_path
 from ..reader import Cache
-from ..spec import StorageType, TapSpec
+from ..spec import StorageTypes, TapSpec, types_by_tap
 from . import identity
 from .join import Joined, alone, join
 from .rewrite import Progress, RewriteReport, rewrite
@@ -132,7 +132,7 @@ def convert(
     path: str | Path,
     out: str | Path,
     *,
-    dtype: StorageType | None = None,
+    dtype: StorageTypes | None = None,
     taps: Sequence[str] | None = None,
     block_tokens: int | None = None,
     blocks_per_shard: int | None = None,
@@ -146,7 +146,8 @@ def convert(
     Args:
         path: a finished cache.
         out: folder of the new one.
-        dtype: storage type; None for that of the source.
+        dtype: storage type, of all taps or of some by their names (the others keep theirs); None
+            for those of the source.
         taps: names; None for all.
         block_tokens: tokens of a block; None for those of the source.
         blocks_per_shard: blocks of a shard; None for those of the source, or anew by size.
@@ -174,7 +175,7 @@ def _reshape(
     out: str | Path,
     *,
     taps: Sequence[str] | None,
-    dtype: StorageType | None = None,
+    dtype: StorageTypes | None = None,
     block_tokens: int | None = None,
     blocks_per_shard: int | None = None,
     progress: Progress | None,
@@ -232,21 +233,22 @@ def _layout(
     block_tokens: Mapping[str, int],
     blocks_per_shard: int | None,
     taps: tuple[TapSpec, ...] | None = None,
-    dtype: StorageType | None = None,
+    dtype: StorageTypes | None = None,
     samples_per_block: int | None = None,
 ) -> CacheLayout:
     """Lay out the samples of `joined` in its order, under the fingerprint that fits."""
     first = joined.caches[0]
     taps = taps or first.taps
-    stored: Any = first.geometry.dtype
+    stored = {tap.name: first.geometry.types[tap.name] for tap in taps}
+    target: Any = stored if dtype is None else _types(dtype, stored, taps)
     mapping = first.fingerprint.mapping
     if len(joined.caches) > 1:
         mapping = identity.of_table(mapping, joined.keys, joined.row_to_sample, joined.row_ids)
         mapping = identity.of_rounding(mapping, joined.caches)
     if len(taps) < len(first.taps):
         mapping = identity.of_taps(mapping, [tap.name for tap in taps])
-    if dtype is not None and dtype != stored:
-        mapping = identity.of_type(mapping, stored, dtype)
+    if target != stored:
+        mapping = identity.of_type(mapping, stored, target)
     axes = {tap.axis for tap in taps if tap.ragged}
     lengths = {axis: values for axis, values in joined.lengths.items() if axis in axes}
     layout = plan_layout(
@@ -255,7 +257,7 @@ def _layout(
         n_samples=len(joined.sample),
         row_to_sample=joined.row_to_sample,
         row_ids=joined.row_ids,
-        dtype=dtype or stored,
+        dtype=target,
         fingerprint=Fingerprint(mapping),
         seed=seed,
         block_tokens={axis: size for axis, size in block_tokens.items() if axis in axes},
@@ -265,8 +267,22 @@ def _layout(
         samples_per_block=samples_per_block,
         rms=first.rms or None,
     )
-    if layout.geometry.dtype != "int8" or layout.rms:
+    unknown = [
+        tap for s in layout.geometry.coded_stacks for tap in s.tap_names if tap not in first.rms
+    ]
+    if not unknown:
         return layout
     found = Calibration()
-    found.add(first.read(joined.sample[calibration_samples(layout)], [tap.name for tap in taps]))
-    return replace(layout, rms=found.rms())
+    found.add(first.read(joined.sample[calibration_samples(layout)], unknown))
+    return replace(layout, rms=first.rms | found.rms())
+
+
+def _types(
+    dtype: StorageTypes, stored: Mapping[str, str], taps: Sequence[TapSpec]
+) -> dict[str, str]:
+    """Return the storage type of each tap of the new cache."""
+    asked = types_by_tap(dtype, taps) if isinstance(dtype, str) else dict(dtype)
+    unknown = sorted(asked.keys() - stored.keys())
+    if unknown:
+        raise InvalidTap(f"no taps {unknown} to store in another type; there are {[*stored]}")
+    return dict(stored) | asked

@@ -22,7 +22,7 @@ from ..manifest import read_finished, read_manifest
 from ..memory import size
 from ..reader import Cache, TapGroup
 from ..shard import ShardBuffer
-from ..spec import Ints
+from ..spec import Ints, describe_types
 from ..store import BlockStore
 from ..writer import CacheWriter
 from .join import Joined
@@ -137,7 +137,7 @@ def rewrite(
         rows=geometry.n_rows,
         rows_known=joined.rows_known,
         taps=tuple(tap.name for tap in geometry.taps),
-        dtype=geometry.dtype,
+        dtype=describe_types(geometry.dtype),
         shards=layout.n_shards,
         shards_written=len(todo),
         shards_linked=len(pending) - len(todo),
@@ -220,7 +220,7 @@ def _batches(layout: CacheLayout, samples: Ints) -> Iterator[Ints]:
     nbytes = np.zeros(len(samples), np.int64)
     geometry, length = layout.geometry, layout.packing.table.length
     for stack in geometry.stacks:
-        row = len(stack.taps) * stack.width * geometry.itemsize
+        row = len(stack.taps) * stack.width * stack.itemsize
         nbytes += row * (length[stack.axis][samples] if stack.ragged else 1)
     cuts = np.flatnonzero(np.diff(np.cumsum(nbytes) // BATCH_BYTES)) + 1
     yield from (part for part in np.split(samples, cuts) if len(part))

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from cache.spec import StorageType
+from cache.spec import StorageType, StorageTypes
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
 from pipeline.data import DataConfig, Dataset, load_dataset
 from pipeline.extraction.job import Crew
+from pipeline.extraction.storage import checked_changes, stored_types
 from pipeline.inputs import ImageInput, Input, InputError
 from pipeline.media.video import CONTAINERS
 from pipeline.places import Place
@@ -81,6 +82,9 @@ class ExtractOptions(Config):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Bound of a text's forward pass, in tokens with padding; by default 2048 on a CPU, 16384 on a
     GPU."""
+    store_dtype_of: Annotated[tuple[str, ...], AfterValidator(checked_changes)] = ()
+    """Another type for some taps, PATTERN=TYPE with a pattern as for --taps, such as
+    'encoder.layer.0[0-3]=int8'; where several match a tap the last one counts."""
     block_tokens: int = Field(default=640, ge=1)
     """Tokens of a cache block, the unit of reading."""
     seed: int = Field(default=0, ge=0)
@@ -110,6 +114,17 @@ class ExtractOptions(Config):
     def batch_bound(self, modality: Modality) -> int | None:
         """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
         return self.batch_tokens if modality == "text" else None
+
+    def storage(self, backbone: Backbone) -> StorageTypes:
+        """Return the storage type of the backbone's taps, or of each of them.
+
+        Raises:
+            ConfigError: a pattern of `store_dtype_of` matches no tap that is recorded.
+        """
+        names = [tap.name for tap in backbone.taps]
+        if not self.store_dtype_of:
+            return self.store_dtype
+        return stored_types(names, self.store_dtype, self.store_dtype_of)
 
     def crew(self) -> Crew | None:
         """Return who computes; None for this process."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cache import ActivationOverflow, CacheLayout, ShardBuffer
 from cache.ledger import Entry
 from cache.location import Location
-from cache.spec import TORCH_TYPES, StorageType
+from cache.spec import common_type
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.feed import Pass, feed
@@ -56,8 +56,8 @@ def passes(
         ) from error
 
 
-def put(buffer: ShardBuffer, each: Pass, backbone: Backbone, dtype: torch.dtype) -> None:
-    """Compute one batch in the storage type, and put it into the shard's buffer."""
+def put(buffer: ShardBuffer, each: Pass, backbone: Backbone, dtype: torch.dtype | None) -> None:
+    """Compute one batch in the storage type, None if there are several; put it into the buffer."""
     try:
         buffer.put(each.samples, each.states(backbone, dtype))
     except ActivationOverflow:
@@ -148,18 +148,18 @@ class ShardJob:
         if self._backbone is None:
             self._backbone = self._checked_backbone()
         backbone, buffer = self._backbone, ShardBuffer(self.layout, shard)
-        dtype, lengths = TORCH_TYPES[self.layout.geometry.dtype], self.table.encoded.lengths
+        types, lengths = self.layout.geometry.types, self.table.encoded.lengths
         batches = backbone.batches(buffer.samples, lengths, self.batch_tokens)
         with torch_threads(self.threads):
             numbered = ((shard, batch) for batch in batches)
             for each in passes(backbone, self.table, numbered, self.threads):
-                put(buffer, each, backbone, dtype)
+                put(buffer, each, backbone, common_type(types.values()))
         return buffer
 
     def _checked_backbone(self) -> Backbone:
         backbone = self.load()
         check_frozen(backbone.model, backbone.tap_modules)
-        here = self.table.fingerprint(backbone, cast(StorageType, self.layout.geometry.dtype))
+        here = self.table.fingerprint(backbone, self.layout.geometry.types)
         differences = self.layout.fingerprint.diff(here, ("begun with", "this worker"))
         if differences:
             raise OtherBackbone(

@@ -67,22 +67,23 @@ class CachedStates(nn.Module):
     and the side network was trained on the rounded values.
 
     Args:
-        spec: `taps`, `storage_type` of the cache, `pool` (see `pool_states`; absent: "none"), and
-            for int8 `channels`, how many each tap has.
+        spec: `taps`, `storage_type` of the cache (one, or a mapping by tap), `pool` (see
+            `pool_states`; absent: "none"), and for int8 `channels`, how many each tap has.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__()
-        self.storage_type, self.pool = str(spec["storage_type"]), str(spec.get("pool", "none"))
-        self.taps = list(spec["taps"])
-        if self.storage_type == "int8":
-            for number, tap in enumerate(self.taps):
+        stored, self.taps = spec["storage_type"], list(spec["taps"])
+        self.types = dict.fromkeys(self.taps, stored) if isinstance(stored, str) else dict(stored)
+        self.pool = str(spec.get("pool", "none"))
+        for number, tap in enumerate(self.taps):
+            if self.types[tap] == "int8":
                 self.register_buffer(f"rms_{number}", torch.ones(spec["channels"][tap]))
 
     def set_rms(self, rms: Mapping[str, Tensor]) -> None:
-        """Take the size of each channel from an int8 cache, by tap."""
-        if self.storage_type == "int8":
-            for number, tap in enumerate(self.taps):
+        """Take the size of each channel of the taps in int8."""
+        for number, tap in enumerate(self.taps):
+            if self.types[tap] == "int8":
                 self.get_buffer(f"rms_{number}").copy_(rms[tap])
 
     def forward(self, tap: str, state: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,8 +95,8 @@ class CachedStates(nn.Module):
             mask: [b, L], true at the tokens of texts.
         """
         state = pool_states(state, self.pool, mask)
-        if self.storage_type != "int8":
-            return rounded(state, self.storage_type)
+        if self.types[tap] != "int8":
+            return rounded(state, self.types[tap])
         return requantized(state, self.get_buffer(f"rms_{self.taps.index(tap)}").float())
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from cache.spec import one_or_each
 from pipeline.backbones import TextBackbone
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.convnets.config import ConvNetConfig
@@ -43,7 +44,7 @@ def build_fused(
     *,
     segments: int,
     labels: Sequence[str] | None,
-    storage_type: str = "float32",
+    storage_type: str | Mapping[str, str] = "float32",
     rms: Mapping[str, Tensor] | None = None,
 ) -> UniPTForSequenceClassification:
     """Put a backbone and a side classifier together; the backbone's weights keep their type.
@@ -54,7 +55,7 @@ def build_fused(
         taps: its taps, in its order; the last is the anchor.
         segments: 2 if the classifier compares two sentences encoded separately, else 1.
         labels: class names in order; None for a regression.
-        storage_type: number type of the cached states.
+        storage_type: number type of the cached states, of all taps or of each.
         rms: size of each channel of each tap, of an int8 cache.
 
     Raises:
@@ -89,8 +90,8 @@ def build_retrieval(
     *,
     text_taps: Sequence[str],
     media_taps: Sequence[str],
-    text_storage: str = "float32",
-    media_storage: str = "float32",
+    text_storage: str | Mapping[str, str] = "float32",
+    media_storage: str | Mapping[str, str] = "float32",
     text_rms: Mapping[str, Tensor] | None = None,
     media_rms: Mapping[str, Tensor] | None = None,
 ) -> UniPTForRetrieval:
@@ -142,7 +143,9 @@ def build_retrieval(
     return fused
 
 
-def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) -> dict[str, Any]:
+def backbone_spec(
+    backbone: Backbone, taps: Sequence[str], storage_type: str | Mapping[str, str]
+) -> dict[str, Any]:
     """Return what a fused model's configuration says of a backbone.
 
     Raises:
@@ -163,6 +166,11 @@ def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) ->
             f"{backbone.name} records no tap {unknown}; it records {backbone.all_taps}"
         )
     shapes = {tap.name: tap.shape for tap in backbone.taps}
+    types = (
+        dict.fromkeys(taps, storage_type)
+        if isinstance(storage_type, str)
+        else {tap: storage_type[tap] for tap in taps}
+    )
     channels = {tap: shapes[tap][0 if len(shapes[tap]) == 3 else -1] for tap in taps}
     return {
         "backbone_class": name,
@@ -170,8 +178,8 @@ def backbone_spec(backbone: Backbone, taps: Sequence[str], storage_type: str) ->
         "taps": list(taps),
         "tap_modules": {tap: backbone.tap_modules[tap] for tap in taps},
         "pool": backbone.pool,
-        "storage_type": storage_type,
-        "channels": channels if storage_type == "int8" else {},
+        "storage_type": one_or_each(types),
+        "channels": {tap: count for tap, count in channels.items() if types[tap] == "int8"},
     }
 
 

@@ -18,8 +18,8 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         taps: names of the taps in the side network's order; the last one is the anchor.
         tap_modules: tap name to module path within the backbone (JSON does not keep its order).
         side_config: `SideClassifier.config`.
-        storage_type: number type of the cached states the side classifier was trained on; the
-            recorded states pass through it.
+        storage_type: number type of the cached states the side classifier was trained on, or that
+            of each tap; the recorded states pass through it.
         pool: pooling of the recorded states, as of the cached ones.
         channels: features of each tap, for the storage type int8.
         token_types: pass `token_type_ids` on to the backbone, as extraction did.
@@ -42,7 +42,7 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         taps: Sequence[str] = (),
         tap_modules: dict[str, str] | None = None,
         side_config: dict[str, Any] | None = None,
-        storage_type: str = "float32",
+        storage_type: str | dict[str, str] = "float32",
         pool: str = "none",
         channels: dict[str, int] | None = None,
         token_types: bool = False,

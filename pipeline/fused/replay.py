@@ -65,7 +65,7 @@ def cached_logits(
     order = samples.T.reshape(-1)  # all first sentences, then all second ones
     values = cache.read(order, taps)
     states = torch.stack([values[tap].float() for tap in taps])  # [n_taps, T, D]
-    counts = cache.row_counts(cache.stack_of(taps)[0], order)  # one a text for pooled taps
+    counts = cache.row_counts(cache.shape_of(taps), order)  # one a text for pooled taps
     offsets = np.concatenate([[0], np.cumsum(counts)])
     logits: Tensor = classifier(states, offsets=torch.from_numpy(offsets)).logits
     return logits.float()

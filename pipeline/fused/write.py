@@ -145,18 +145,18 @@ def check_backbone(backbone: Backbone, cache: Cache) -> None:
 
 
 def number_types(cache: Cache, weights: nn.Module) -> dict[str, str]:
-    """Return the number types between a cache and an exported backbone, by role."""
+    """Return the number types between a cache and an exported backbone, by role; the coarsest."""
     computed = cache.fingerprint.mapping.get("dtype", {}).get("computed", "float32")
     return {
-        "stored": storage_type(cache),
+        "stored": max(cache.geometry.types.values(), key=parity.UNIT_ROUNDOFF.__getitem__),
         "computed": str(computed),
         "weights": str(next(weights.parameters()).dtype).removeprefix("torch."),
     }
 
 
-def storage_type(cache: Cache) -> str:
-    """Return the number type of a cache, such as "float16"."""
-    return str(cache.geometry.dtype)
+def storage_type(cache: Cache) -> str | Mapping[str, str]:
+    """Return the number type of a cache, such as "float16", or of each tap."""
+    return cache.geometry.dtype
 
 
 def _write_model(job: Job, stage: Path) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from cache import CacheLayout
-from cache.spec import StorageType
+from cache.spec import StorageTypes
 from pipeline.backbones import Backbone, BackboneError
 from pipeline.backbones.image import ImageBackbone
 from pipeline.planning.assumed import cap_lengths, keep_views
@@ -49,7 +49,7 @@ class _Setting(NamedTuple):
 
     backbone: Backbone
     table: InputTable
-    dtype: StorageType
+    dtype: StorageTypes
     options: tuple[str, ...]
     change: str
 
@@ -62,7 +62,7 @@ def alternatives(
     Every single change is priced; where it is not enough, the most taps that fit with it.
     """
     found: list[Alternative] = []
-    start = _Setting(backbone, table, config.store_dtype, (), "")
+    start = _Setting(backbone, table, config.storage(backbone), (), "")
     for setting in (start, *_changes(config, start)):
         whole = _price(config, setting, None, budget)
         if setting is not start:
@@ -79,7 +79,7 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
         yield start._replace(
             dtype="float16", options=("--store-dtype float16",), change="numbers of 2 bytes"
         )
-    if start.dtype != "int8":
+    if isinstance(start.dtype, str) and start.dtype != "int8":
         yield start._replace(
             dtype="int8",
             options=("--store-dtype int8",),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import TORCH_TYPES, StorageType
+from cache.spec import StorageTypes, common_type, types_by_tap
 from pipeline.backbones import Backbone
 from pipeline.extraction.feed import feed
 from pipeline.table import InputTable
@@ -29,7 +29,7 @@ def measure(
     table: InputTable,
     batches: Sequence[NDArray[np.int64]],
     *,
-    dtype: StorageType,
+    dtype: StorageTypes,
     seconds: float,
     side_width: int,
 ) -> tuple[float, float]:
@@ -38,6 +38,7 @@ def measure(
     The batches are visited in random order, so that any prefix covers long and short ones of many
     shards; the first is run once more beforehand to warm up.
     """
+    taken = common_type(types_by_tap(dtype, backbone.taps).values())
     order = np.random.default_rng(0).permutation(len(batches))
     tokens, spent, enough = 0, 0.0, False
     kept: list[tuple[dict[str, Tensor], NDArray[np.int64]]] = []
@@ -46,7 +47,7 @@ def measure(
     mark = time.perf_counter()
     try:
         for each in passes:
-            states = each.states(backbone, TORCH_TYPES[dtype])
+            states = each.states(backbone, taken)
             for value in states.values():
                 value.cpu()
             spent += time.perf_counter() - mark

@@ -175,7 +175,7 @@ def _train(
 def _bytes_read(setup: Setup, unit: Unit, courses: dict[Member, Course]) -> int:
     """Return the bytes that the loaders delivered: all epochs of train, and dev after each."""
     epochs = max(len(course.history) for course in courses.values()) - unit.start
-    stack, _ = setup.cache.stack_of(setup.tap_names)
+    stack = setup.cache.shape_of(setup.tap_names)
     row = setup.cache.geometry.row_bytes(stack) * len(setup.taps)
     rows = sum(
         int(setup.cache.row_counts(stack, located.samples.reshape(-1)).sum())

@@ -156,7 +156,7 @@ def test_no_shape_makes_a_gigantic_chunk_or_shard(kind, shapes, count, frames):
     planned = layout(taps, {"frames": [frames] * 50} if kind == "frames" else None, 50)
     geometry = planned.geometry
     for stack in geometry.stacks:
-        row = stack.width * geometry.itemsize
+        row = stack.width * stack.itemsize
         assert geometry.chunk_bytes(stack) <= max(CHUNK_TARGET, row)
     block = sum(geometry.chunk_bytes(s) * len(s.taps) for s in geometry.stacks)
     clip = -(-frames // geometry.rows(geometry.stacks[0])) if kind == "frames" else 1

@@ -45,7 +45,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         labels: tuple[str, ...] | None = ("bad", "good"),
         unscale: tuple[float, float] = (1.0, 0.0),
         max_length: int = 12,
-        store: str = "float16",
+        store: str | dict[str, str] = "float16",
         pool: str = "none",
         **tokenizer: object,
     ) -> Made:
@@ -64,7 +64,8 @@ def make(tmp_path: Path) -> Callable[..., Made]:
             "separate": [tuple(map(TextInput, texts)) for texts in PAIRS],
         }[pair]
         inputs = [(f"{i}/{j}", x) for i, row in enumerate(rows) for j, x in enumerate(row)]
-        path = tmp_path / f"cache-{model_type}-{pair}-{store}-{pool}"
+        stored = store if isinstance(store, str) else "-".join(store.values())
+        path = tmp_path / f"cache-{model_type}-{pair}-{stored}-{pool}"
         extract_inputs(backbone, inputs, path, store_dtype=store, block_tokens=64, force=True)
         taps = tuple(backbone.tap_modules)
         segments = 2 if pair == "separate" else 1

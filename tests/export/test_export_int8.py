@@ -47,6 +47,25 @@ def test_towers_over_int8_states(
     assert torch.equal(model.media_states.rms_0, made.media_cache.rms[first])
 
 
+def test_each_tap_is_rounded_as_it_was_stored(make: Callable[..., Any], tmp_path: Path) -> None:
+    types = {"embeddings": "bfloat16", "encoder.layer.00": "int8", "encoder.layer.01": "float16"}
+    made = make(store=types)
+    assert list(made.trained.taps) == list(types)
+    report = export_model(made.job(), tmp_path / "out", forms=("torch_export",))
+    assert report.parity.types["stored"] in ("bfloat16", "int8")
+    assert report.parity.worst < 2e-3
+    fused, tokenizer = load_fused(tmp_path / "out")
+    states = fused.cached_states
+    assert states.types == types
+    assert torch.equal(states.rms_1, made.cache.rms["encoder.layer.00"])
+    assert {name for name, _ in states.named_buffers()} == {"rms_1"}
+    inputs = tokenizer(["the cat sat on the mat"], return_tensors="pt")
+    rounded = fused(**inputs).logits
+    for tap in types:
+        states.types = types | {tap: "float32"}
+        assert not torch.equal(fused(**inputs).logits, rounded)
+
+
 def test_without_its_rounding_the_model_would_be_another(
     make: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -55,5 +74,5 @@ def test_without_its_rounding_the_model_would_be_another(
     fused, tokenizer = load_fused(tmp_path / "out")
     inputs = tokenizer(["the cat sat on the mat"], return_tensors="pt")
     rounded = fused(**inputs).logits
-    fused.cached_states.storage_type = "float32"
+    fused.cached_states.types = dict.fromkeys(fused.cached_states.types, "float32")
     assert not torch.allclose(fused(**inputs).logits, rounded, atol=1e-4)

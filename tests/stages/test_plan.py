@@ -37,7 +37,12 @@ def make(folder: Path, out: Path, **options: object) -> PlanConfig:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"store_dtype": "float32"}, {"taps": ["encoder.layer.*"], "max_length": 9, "seed": 3}],
+    [
+        {},
+        {"store_dtype": "float32"},
+        {"store_dtype_of": ["encoder.layer.*=int8", "*[-1]=bfloat16"]},
+        {"taps": ["encoder.layer.*"], "max_length": 9, "seed": 3},
+    ],
 )
 def test_the_bytes_are_those_of_the_finished_folder(
     folder: Path, tmp_path: Path, options: dict[str, object]
