@@ -25,6 +25,7 @@ from cache import Cache, CacheError, CacheWriter, Fingerprint, TapSpec, gc, info
 from cache.files import crc32c, with_crc
 from cache.fingerprint import digest
 from cache.ledger import Entry, read_ledger
+from cache.spec import StorageTypes
 
 LENGTHS = np.random.default_rng(0).integers(1, 12, 24)
 TAPS = (
@@ -32,6 +33,8 @@ TAPS = (
     TapSpec(name="layer.1", kind="tokens", shape=(4,)),
     TapSpec(name="pooled", kind="vector", shape=(3,)),
 )
+STORED: StorageTypes = "float16"
+"""Exact for the numbers of `values`, as any type but int8 is."""
 SECONDS = 10
 HOSTILE: tuple[Any, ...] = (
     *(-1, 0, 1, 3, 2**31, 2**48, 2**53, 2**63, 2**64, 10**30, 1.5, 1e308, True, None, "", "x"),
@@ -57,7 +60,7 @@ def writer(path: Path) -> CacheWriter:
         keys=np.random.default_rng(1).integers(0, 256, (n, 16), np.uint8),
         row_to_sample=np.arange(n),
         row_ids=[f"row/{i} ü" for i in range(n)],
-        dtype="float16",
+        dtype=STORED,
         fingerprint=Fingerprint({"weights": "made up"}),
         block_tokens=20,
         blocks_per_shard=2,

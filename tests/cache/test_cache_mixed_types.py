@@ -13,6 +13,7 @@ from cachekit import Counted, Sample, contents, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import fuzz
 from cache import (
     ActivationOverflow,
     Cache,
@@ -37,7 +38,7 @@ from cache import (
 from cache.quantize import requantized
 from cache.spec import TORCH_TYPES
 
-TYPES = sorted(TORCH_TYPES)
+TYPES = sorted(TORCH_TYPES)  # bfloat16, float16, float32, int8
 FIXED = [
     TapSpec(name="map", kind="map", shape=(3, 4, 2)),
     TapSpec(name="map.last", kind="map", shape=(3, 4, 2)),
@@ -320,6 +321,14 @@ def test_a_mapping_that_says_what_a_name_says_is_no_manifest(tmp_path: Path) -> 
         (path / "zarr.json").write_text(json.dumps(root, indent=2))
         with pytest.raises(CacheDamaged):
             Cache.open(path)
+
+
+def test_spoiled_records_of_a_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    types = dict(zip([tap.name for tap in fuzz.TAPS], TYPES, strict=False))
+    monkeypatch.setattr(fuzz, "STORED", types | {"pooled": "float32"})
+    counts, bad = fuzz.fuzz(tmp_path, 40, 5)
+    assert bad == []
+    assert counts["refused"] > 20
 
 
 def test_a_begun_mix_goes_on_with_its_own_sizes_only(tmp_path: Path) -> None:
