@@ -10,9 +10,9 @@ alternative gets the layout and the settings that suit it, and its best number o
 (tried with 0 and 2 where it has any):
 
 - `ours, host`: the loader with all blocks in host memory, from the second epoch on.
-- `ours, disk`: the loader reading every block again in each epoch; it starts with none in memory.
-- `zarr`: the loader's own order, window and gathering, blocks read by zarr-python from the same
-  store; a window of blocks is held, so that each chunk is read once an epoch.
+- `ours, disk`: the loader reading every block again in each epoch; it keeps none in memory.
+- `zarr`: the loader's own order, window and filling of batches, blocks read by zarr-python from the
+  same store in the background, each chunk once an epoch.
 - `datasets`: Hugging Face `datasets` over memory-mapped Arrow, one row a sentence with a list of
   float16; `with_format("torch")` and `DataLoader` by random index, as its manual shows.
 - `arrow`: the same files without its conversion: the Arrow table of a batch's random rows, their
@@ -56,35 +56,37 @@ class _ZarrReader:
     """Stands in for a cache's own reader of chunks: zarr-python reads the block."""
 
     requests = None
+    at_once = 1
 
     def __init__(self, cache: Cache) -> None:
         (self.stack,) = cache.geometry.stacks
         self._array: Any = zarr.open_array(cache.path / "activations" / self.stack.name, mode="r")
 
-    def read_block(self, block: int, taps: list[int], into: list[np.ndarray[Any, Any]]) -> None:
+    def read_block(
+        self,
+        block: int,
+        taps: list[int],
+        into: list[np.ndarray[Any, Any]],
+        done: Callable[[slice], None],
+    ) -> None:
         """Read some taps of a block into memory, as `ChunkReader` does."""
         values = self._array[block, taps[0] : taps[-1] + 1]
-        for target, value in zip(into, values, strict=True):
+        for number, (target, value) in enumerate(zip(into, values, strict=True)):
             target[:] = value.reshape(-1).view(np.uint8)
+            done(slice(number, number + 1))
 
 
 def loader_epochs(cache: Cache, samples: Ints, tier: str, *, by_zarr: bool = False) -> Epochs:
     """Return our loader; its blocks read by zarr-python if asked."""
     options: dict[str, Any] = {"tier": tier, "threads": 1 if by_zarr else None}
     loader = Loader(cache, samples, taps=None, batch_size=BATCH, seed=0, **options)
+    (feed,) = loader.joint.feeds.values()
+    if feed.streams != (tier == "disk"):
+        raise RuntimeError("so few samples are held in memory by the disk tier: take more")
     if by_zarr:  # zarr-python has threads of its own
-        (feed,) = loader.joint.feeds.values()
-        for store in feed._stores:
-            store._slabs[0].reader = _ZarrReader(cache)  # type: ignore[assignment]
-
-    def epoch(number: int) -> Iterator[Tensor]:
-        if tier == "disk":
-            (store,) = next(iter(loader.joint.feeds.values()))._stores
-            store._free += store._place.values()
-            store._place.clear()
-        return (batch.values for batch in loader.epoch(number))
-
-    return epoch
+        for lane in feed._lanes:
+            lane.channels[0].reader = _ZarrReader(cache)  # type: ignore[assignment]
+    return lambda number: (batch.values for batch in loader.epoch(number))
 
 
 def join(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

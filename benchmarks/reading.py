@@ -83,7 +83,7 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
     threads = default_threads()
     with (
         tempfile.TemporaryDirectory(dir=folder) as name,
-        more_threads(threads) as readers,
+        more_threads(threads - 1) as readers,
     ):
         root = Path(name)
         cache = made.write(root / "cache")

@@ -8,7 +8,7 @@ with the file in the page cache, verifying made reading 1.4 times as long (15 ag
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Literal
 
@@ -25,7 +25,6 @@ from .zarr3 import CRC_BYTES, WAY_OUT, ShardIndex, parse_tail, tail_size
 
 Verify = Literal["always", "first", "never"]
 _MAX_RUN = 500
-_MAX_RUN_BYTES = 2**20
 
 
 class ChunkReader:
@@ -33,6 +32,7 @@ class ChunkReader:
 
     Attributes:
         requests: threads that read blocks of a store that is far away, instead of the caller's.
+        at_once: neighbouring chunks that are read together, at most.
 
     Args:
         root: of the cache.
@@ -41,6 +41,8 @@ class ChunkReader:
         finished: shards that may be read, with their ledger lines.
         verify: "always" checks each chunk each time, "first" once in the life of this object.
     """
+
+    run_bytes = 2**20
 
     def __init__(
         self,
@@ -60,14 +62,23 @@ class ChunkReader:
         self._index: dict[int, ShardIndex] = {}
         self._verified: set[tuple[int, int]] = set()
         self._chunk_bytes = geometry.chunk_bytes(stack)
+        self.at_once = max(1, min(_MAX_RUN, self.run_bytes // (self._chunk_bytes + CRC_BYTES)))
 
-    def read_block(self, block: int, taps: Sequence[int], into: Sequence[Bytes]) -> None:
+    def read_block(
+        self,
+        block: int,
+        taps: Sequence[int],
+        into: Sequence[Bytes],
+        done: Callable[[slice], None] | None = None,
+    ) -> None:
         """Read some taps of a block.
 
         Args:
             block: number of the block.
             taps: positions of the taps in the stack.
-            into: for each tap a contiguous uint8 array of the chunk's size.
+            into: for each tap a contiguous uint8 array of the chunk's size; with `done` the same
+                may come again after `at_once` others.
+            done: called with the places in `taps` of chunks that were read and checked, in order.
 
         Raises:
             CacheIncomplete: the block's shard is not written yet.
@@ -88,6 +99,8 @@ class ChunkReader:
             for run in self._runs(offsets):
                 stored = self._read_run(fd, int(offsets[run.start]), into[run], path)
                 self._check(block, taps[run], into[run], stored, crcs[run])
+                if done is not None:
+                    done(run)
         finally:
             os.close(fd)
 
@@ -107,14 +120,13 @@ class ChunkReader:
         wanted = first + np.asarray(taps, np.int64)
         return index.offsets[wanted], index.crcs[wanted]
 
-    def _runs(self, offsets: Ints, most: int = _MAX_RUN_BYTES) -> Iterator[slice]:
+    def _runs(self, offsets: Ints) -> Iterator[slice]:
         """Yield neighbouring chunks, few enough that checking finds them in the core's cache."""
         stride = self._chunk_bytes + CRC_BYTES
-        limit = max(1, min(_MAX_RUN, most // stride))
         low = 0
         for high in range(1, len(offsets) + 1):
             split = high == len(offsets) or offsets[high] != offsets[high - 1] + stride
-            if split or high - low == limit:
+            if split or high - low == self.at_once:
                 yield slice(low, high)
                 low = high
 

@@ -12,7 +12,7 @@ its own sample as a negative within a round.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from .feed import Feed, Part, Source
 from .memory import PREFETCH, MemoryPlan, Tier, free_device_memory, plan_memory
-from .order import Limits, cut_batches, rank_parts, window_order
+from .order import Limits, Order, cut_batches, rank_parts, window_order
 from .spec import Ints
+from .stream import Stream
 
 
 def default_threads() -> int:
@@ -35,11 +36,11 @@ def default_threads() -> int:
 
 @contextmanager
 def more_threads(threads: int) -> Iterator[Executor | None]:
-    """Give the threads that read blocks beside the caller's own."""
-    if threads == 1:
+    """Give threads that read blocks; none for 0."""
+    if not threads:
         yield None
         return
-    with ThreadPoolExecutor(threads - 1, "cache-reader") as readers:
+    with ThreadPoolExecutor(threads, "cache-reader") as readers:
         yield readers
 
 
@@ -130,7 +131,7 @@ class JointLoader:
         self.window, self.spread, self.device = window, spread, device
         self.rank, self.world, self.threads = rank, world, threads
         self._count = next(iter(counts.values()))
-        self._batches: tuple[int, list[Ints]] | None = None
+        self._known: _Epoch | None = None
         self.memory = self._open(tier, memory_limit, device_limit)
         self.tier, self.tier_reason = self.memory.tier, self.memory.reason
         self.memory_bytes, self.device_bytes = self.memory.nbytes, self.memory.device_bytes
@@ -142,7 +143,8 @@ class JointLoader:
         self.lead = max(weight, key=lambda name: weight[name])
         lead = self.feeds[self.lead]
         if lead.segments == 1:  # other segments come from anywhere; in order two windows do
-            asked[self.lead] = [replace(d, window=2 * self.window) for d in asked[self.lead]]
+            wanted = 2 * self.window + 1  # and one for the threads' buffers
+            asked[self.lead] = [replace(d, window=wanted) for d in asked[self.lead]]
         names = sorted(asked, key=lambda name: (name != self.lead, weight[name]))
         free = free_device_memory(self.device)
         if free is not None:
@@ -153,8 +155,12 @@ class JointLoader:
         home = self.device if plan.tier == "device" else None
         left = list(plan.capacities)
         for name in names:
-            self.feeds[name].open(left[: len(asked[name])], shared=shared, home=home)
-            del left[: len(asked[name])]
+            mine = [left.pop(0) for _ in asked[name]]
+            held = all(m >= d.needed for m, d in zip(mine, asked[name], strict=True))
+            if plan.tier == "disk" and name == self.lead and lead.segments == 1 and not held:
+                lead.open_lanes(mine, threads=self.threads)
+            else:
+                self.feeds[name].open(mine, shared=shared, home=home)
         return plan
 
     def __len__(self) -> int:
@@ -170,10 +176,15 @@ class JointLoader:
 
     def batches(self, epoch: int) -> list[Ints]:
         """Return the positions of the examples of each batch of an epoch, in order."""
-        if self._batches is None or self._batches[0] != epoch:
-            drawn = self._drawn(epoch)
-            self._batches = epoch, self._cut(self._order(epoch, drawn), drawn)
-        return self._batches[1]
+        return self._epoch(epoch).batches
+
+    def _epoch(self, number: int) -> "_Epoch":
+        if self._known is None or self._known.number != number:
+            drawn = self._drawn(number)
+            order = self._order(number, drawn)
+            batches = self._cut(order.positions, drawn)
+            self._known = _Epoch(number, drawn, order.window, batches)
+        return self._known
 
     def _cut(self, order: Ints, drawn: Mapping[str, Ints]) -> list[Ints]:
         rows = None
@@ -187,16 +198,17 @@ class JointLoader:
 
     def order(self, epoch: int) -> Ints:
         """Return the positions of the examples in the order of an epoch, int64 [n]."""
-        return self._order(epoch, self._drawn(epoch))
+        return self._order(epoch, self._drawn(epoch)).positions
 
     def _drawn(self, epoch: int) -> dict[str, Ints]:
         """Samples of every example in an epoch, [n, S] for each source."""
         feeds = enumerate(self.feeds.items())
         return {name: feed.drawn(self.seed, epoch, number) for number, (name, feed) in feeds}
 
-    def _order(self, epoch: int, drawn: Mapping[str, Ints]) -> Ints:
+    def _order(self, epoch: int, drawn: Mapping[str, Ints]) -> Order:
         if not self.shuffle:
-            return np.arange(self._count, dtype=np.int64)
+            positions = np.arange(self._count, dtype=np.int64)
+            return Order(positions, np.zeros_like(positions))
         feed = self.feeds[self.lead]
         block = feed.cache.table.block[drawn[self.lead][:, 0]]
         same = feed.samples[:, 0] if self.spread else None  # whatever view is drawn
@@ -212,63 +224,105 @@ class JointLoader:
         Raises:
             CacheDamaged: a chunk fails its checksum.
         """
-        parts, drawn = self.batches(number)[start_batch:], self._drawn(number)
+        epoch = self._epoch(number)
+        batches = epoch.batches[start_batch:]
         ahead: deque[Future[_Made]] = deque()
         with ExitStack() as stack:
-            readers = stack.enter_context(more_threads(self.threads))
-            make = self._maker(drawn, readers)
-            if self._at_hand():
-                for part in parts:
-                    yield make(part).batch
+            maker = _Maker(self, epoch, batches, stack)
+            if not maker.early:
+                for place in range(len(batches)):
+                    yield maker.finish(place)
                 return
             thread = stack.enter_context(ThreadPoolExecutor(1, "cache-loader"))
             stack.callback(lambda: [future.cancel() for future in ahead])
-            for part in parts:
-                ahead.append(thread.submit(make, part))
+            for place in range(len(batches)):
+                ahead.append(thread.submit(maker.begin, place))
                 if len(ahead) > PREFETCH:
-                    yield ahead.popleft().result().take()
-            while ahead:
-                yield ahead.popleft().result().take()
+                    yield maker.finish(place - PREFETCH, ahead.popleft().result())
+            for place in range(len(batches) - len(ahead), len(batches)):
+                yield maker.finish(place, ahead.popleft().result())
 
-    def _at_hand(self) -> bool:
-        """Whether batches need no thread: all blocks are where the batches are wanted."""
-        here = self.tier == "device" or self.device is None or self.device.type == "cpu"
-        return here and all(feed.resident() for feed in self.feeds.values())
 
-    def _maker(
-        self, drawn: Mapping[str, Ints], readers: Executor | None
-    ) -> Callable[[Ints], "_Made"]:
-        """Return what makes the batches of an epoch, on CUDA beside the stream of the training."""
-        device = self.device
-        benches = {name: f.workbenches(device, readers) for name, f in self.feeds.items()}
-        stream = None
-        if device is not None and device.type == "cuda" and self.tier != "device":
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+class _Epoch(NamedTuple):
+    """An epoch as it is known before the first byte is read.
 
-        def make(positions: Ints) -> _Made:
-            with torch.cuda.stream(stream):
-                parts = {
-                    name: feed.gather(drawn[name][positions], benches[name])
-                    for name, feed in self.feeds.items()
-                }
-            batch = JointBatch(parts=parts, index=torch.from_numpy(positions))
-            return _Made(batch, None if stream is None else stream.record_event())
+    Attributes:
+        number: of the epoch.
+        drawn: samples of every example, [n, S] for each source.
+        windows: window of blocks of every example, int64 [n].
+        batches: positions of the examples of each batch.
+    """
 
-        return make
+    number: int
+    drawn: dict[str, Ints]
+    windows: Ints
+    batches: list[Ints]
 
 
 class _Made(NamedTuple):
-    """A batch, and the event after which its states are on the device."""
+    """Parts of a batch, and the event after which they are on the device."""
 
-    batch: JointBatch
+    parts: dict[str, Part]
     ready: torch.cuda.Event | None
 
-    def take(self) -> JointBatch:
-        """Return the batch to a stream that may use it at once."""
+    def take(self) -> dict[str, Part]:
+        """Return the parts to a stream that may use them at once."""
         if self.ready is not None:
-            stacks = [stack for part in self.batch.parts.values() for stack in part.stacks]
+            stacks = [stack for part in self.parts.values() for stack in part.stacks]
             for tensor in stacks:
                 current = torch.cuda.current_stream(tensor.device)
                 current.wait_event(self.ready)
                 tensor.record_stream(current)
-        return self.batch
+        return self.parts
+
+
+class _Maker:
+    """Makes the batches of an epoch, on CUDA beside the stream of the training.
+
+    Attributes:
+        early: sources whose parts take work, or reading, and are made ahead by a thread; those of
+            the others are at hand where they are wanted.
+
+    Args:
+        loader: whose epoch it is.
+        epoch: what is known of it.
+        batches: positions of the examples of each batch that is wanted.
+        stack: closes the threads.
+    """
+
+    def __init__(
+        self, loader: JointLoader, epoch: _Epoch, batches: Sequence[Ints], stack: ExitStack
+    ) -> None:
+        self._feeds, self._drawn, self._batches = loader.feeds, epoch.drawn, batches
+        device, lead = loader.device, loader.feeds[loader.lead]
+        here = loader.tier == "device" or device is None or device.type == "cpu"
+        self.early = [n for n, feed in loader.feeds.items() if not (here and feed.at_hand())]
+        own = 0 if lead.streams else 1  # the caller reads as well, unless threads do it all
+        readers = stack.enter_context(more_threads(loader.threads - own))
+        self._benches = {n: f.workbenches(device, readers) for n, f in loader.feeds.items()}
+        self._streams: dict[str, Stream] = {}
+        if lead.streams and readers is not None:
+            samples = epoch.drawn[loader.lead][:, 0]
+            self._streams[loader.lead] = lead.stream(batches, samples, epoch.windows, readers)
+            stack.callback(self._streams[loader.lead].close)
+        self._cuda: torch.cuda.Stream | None = None
+        if device is not None and device.type == "cuda" and loader.tier != "device":
+            self._cuda = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin(self, place: int) -> _Made:
+        """Make the early parts of a batch."""
+        with torch.cuda.stream(self._cuda):
+            parts = {name: self._part(name, place) for name in self.early}
+        return _Made(parts, None if self._cuda is None else self._cuda.record_event())
+
+    def finish(self, place: int, made: _Made | None = None) -> JointBatch:
+        """Return a batch, given its early parts."""
+        early = {} if made is None else made.take()
+        parts = {name: early.get(name) or self._part(name, place) for name in self._feeds}
+        return JointBatch(parts=parts, index=torch.from_numpy(self._batches[place]))
+
+    def _part(self, name: str, place: int) -> Part:
+        samples = self._drawn[name][self._batches[place]]
+        stream = self._streams.get(name)
+        filled = None if stream is None else stream.take(place)
+        return self._feeds[name].gather(samples, self._benches[name], filled)

@@ -7,8 +7,9 @@ on the tier, the memory, or the speed of any thread.
 
 Tiers: "device" and "host" keep every block they need in memory after its first touch, shared by
 the loaders of one `Cache` object and the same taps: the first epoch streams from the disk while it
-fills them. "disk" keeps a window of blocks. A thread prepares the next batches where they are not
-at hand, and several read blocks. Cost of a batch from memory: one copy of its rows.
+fills them. "disk" reads each block once an epoch, by threads that fill the batches of the next
+window while those of the present one are handed out; a cache of few blocks is held all the same. A
+thread prepares the next batches where they are not at hand. Cost of a batch: one copy of its rows.
 """
 
 from collections.abc import Iterator, Sequence

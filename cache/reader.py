@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .arrays import lazy_arrays
+from .channel import Channel
 from .chunks import ChunkReader, Verify
 from .errors import CacheDamaged, FingerprintMismatch, InvalidTap
 from .fingerprint import Fingerprint
@@ -259,11 +260,28 @@ class Cache:
     ) -> BlockStore:
         """Return room for `capacity` blocks of some taps of one stack, see `BlockStore`."""
         stack, numbers = self.stack_of(taps)
-        scales, factors = self.geometry.scales_of(stack), None
-        if scales is not None:
-            factors = Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
-        reader = self._readers[stack.name]
+        reader, factors = self._readers[stack.name], self.factors(taps)
         return BlockStore(reader, self.geometry, numbers, capacity, factors=factors, home=home)
+
+    def factors(self, taps: Sequence[str]) -> Factors | None:
+        """Return what turns the codes of some taps of one stack into numbers; None unless int8."""
+        scales = self.geometry.scales_of(self.stack_of(taps)[0])
+        if scales is None:
+            return None
+        return Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
+
+    def channels(self, taps: Sequence[str], capacity: int, **options: int) -> list[Channel]:
+        """Return the ways of some taps of one stack into batches: of the numbers, of the scales.
+
+        Args:
+            taps: names.
+            capacity: blocks whose memory they take together.
+            options: see `Channel`.
+        """
+        stack, numbers = self.stack_of(taps)
+        factors = self.factors(taps)
+        readers = [self._readers[stack.name], *([] if factors is None else [factors.scales])]
+        return [Channel(each, self.geometry, numbers, capacity, **options) for each in readers]
 
     def shared_store(self, taps: Sequence[str], home: torch.device | None = None) -> BlockStore:
         """Return room for all blocks, shared by all who ask for the same taps in the same order."""

@@ -5,7 +5,7 @@ its own, and is read in parts of `PART` bytes, all of them in flight. Checksums 
 disk. A connection that breaks and a store that is busy are tried again, see `location`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -28,6 +28,8 @@ PART = 2**22
 class RemoteChunkReader(ChunkReader):
     """The chunks of one stack of a cache in a store; see `ChunkReader`."""
 
+    run_bytes = PART
+
     def __init__(
         self,
         root: ObjectPath,
@@ -40,7 +42,13 @@ class RemoteChunkReader(ChunkReader):
         self.requests = _requests()
         self._store = root
 
-    def read_block(self, block: int, taps: Sequence[int], into: Sequence[Bytes]) -> None:
+    def read_block(
+        self,
+        block: int,
+        taps: Sequence[int],
+        into: Sequence[Bytes],
+        done: Callable[[slice], None] | None = None,
+    ) -> None:
         """Read some taps of a block, see `ChunkReader.read_block`.
 
         Raises:
@@ -49,7 +57,7 @@ class RemoteChunkReader(ChunkReader):
         shard = self._shard_of(block)
         path = self._store / self._geometry.shard_path(self.stack, shard)
         offsets, crcs = self._select(self._index_of(shard, path), block, taps)
-        stride, runs = self._chunk_bytes + CRC_BYTES, [*self._runs(offsets, PART)]
+        stride, runs = self._chunk_bytes + CRC_BYTES, [*self._runs(offsets)]
         starts = [int(offsets[run.start]) for run in runs]
         parts = _ranges(path, starts, [stride * (run.stop - run.start) for run in runs])
         for run, part in zip(runs, parts, strict=True):
@@ -58,6 +66,8 @@ class RemoteChunkReader(ChunkReader):
                 np.copyto(target, chunk[:-CRC_BYTES])
             stored = np.ascontiguousarray(chunks[:, -CRC_BYTES:]).view("<u4")[:, 0]
             self._check(block, taps[run], into[run], stored, crcs[run])
+            if done is not None:
+                done(run)
 
     def _index_of(self, shard: int, path: ObjectPath) -> ShardIndex:
         known = self._index.get(shard)

@@ -6,6 +6,7 @@ capacity. Memory: `capacity` blocks of the chosen taps, on the host committed pa
 are touched; for a device also `STAGED` blocks on the host, which its blocks pass through.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from .geometry import Geometry
 from .memory import STAGED
 from .quantize import dequantize
 from .spec import Bytes, Ints
-from .workbench import SHARES, Workbench
+from .workbench import SHARES, Workbench, large_pages
 
 _NOTHING: Bytes = np.empty(0, np.uint8)
 SHARE = 2**23
@@ -38,7 +39,7 @@ class Factors:
     rms: Sequence[Tensor]
 
 
-class _Runs(NamedTuple):
+class Runs(NamedTuple):
     """Rows that lie next to each other: block, row in it, place in the batch, and how many."""
 
     block: Ints
@@ -46,9 +47,9 @@ class _Runs(NamedTuple):
     start: Ints
     count: Ints  # type: ignore[assignment]  # hides tuple.count
 
-    def cut(self, chosen: slice | NDArray[np.bool_]) -> "_Runs":
+    def cut(self, chosen: slice | NDArray[np.bool_]) -> "Runs":
         """Return some of the runs."""
-        return _Runs(*(column[chosen] for column in self))
+        return Runs(*(column[chosen] for column in self))
 
 
 class _Slab:
@@ -70,7 +71,10 @@ class _Slab:
         self._rows, self._home = geometry.rows(stack), home
         dtype = stack.held_as
         shape = (len(taps), capacity * self._rows, stack.width)
-        self.values = torch.empty(shape, dtype=dtype, device=home)
+        if home is None:
+            self.values = large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+        else:
+            self.values = torch.empty(shape, dtype=dtype, device=home)
         self._entry = self.values
         self._host: Bytes = self.values.view(torch.uint8).numpy() if home is None else _NOTHING
         if home is not None:
@@ -93,7 +97,7 @@ class _Slab:
             for held, entry in zip(self.values, self._entry, strict=True):
                 held[into].copy_(entry[read])  # contiguous: straight from pinned memory
 
-    def copy_rows(self, first: Ints, runs: _Runs, out: Tensor) -> None:
+    def copy_rows(self, first: Ints, runs: Runs, out: Tensor) -> None:
         """Copy runs that begin at the rows `first` of the slab into a batch [n_taps, T, width].
 
         On the host by numpy: it copies a run of all taps at once, as fast as memory allows, while
@@ -175,39 +179,19 @@ class BlockStore:
             bench: what the tensor is made with; None for plain host memory.
         """
         bench = Workbench() if bench is None else bench
-        parts = self._parts(blocks, rows, bench)
-        if self._factors is None:
-            return parts[0]
-        numbers = bench.floats(tuple(parts[0].shape))
-        self._fill(numbers.unbind(), parts)
-        return numbers
+        return finish(self.parts(blocks, rows, bench), self._factors, bench)
 
-    def gather_into(
-        self, into: Sequence[Tensor], blocks: Ints, rows: Ints, bench: Workbench
-    ) -> None:
-        """Write rows of blocks into float32 tensors [T, *shape], one a tap; see `gather`."""
-        self._fill(into, self._parts(blocks, rows, bench))
-
-    def _parts(self, blocks: Ints, rows: Ints, bench: Workbench) -> list[Tensor]:
-        """Return rows as they are held: numbers, or codes and scales."""
+    def parts(self, blocks: Ints, rows: Ints, bench: Workbench) -> list[Tensor]:
+        """Return rows as they are held: numbers, or codes and scales; see `gather`."""
         room = [slab.room(len(blocks), bench) for slab in self._slabs]
         with self._lock:
-            self._gather(_find_runs(blocks, rows), room, bench)
+            self._gather(find_runs(blocks, rows), room, bench)
         return [
             each.view(len(self._taps), len(blocks), *slab.shape).to(bench.device, non_blocking=True)
             for each, slab in zip(room, self._slabs, strict=True)
         ]
 
-    def _fill(self, into: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
-        """Write what `_parts` gave as float32 numbers, tap by tap."""
-        for number, target in enumerate(into):
-            if self._factors is None:
-                target.copy_(parts[0][number])
-                continue
-            rms = self._factors.rms[number].to(target.device)
-            dequantize(parts[0][number], parts[1][number], rms, out=target)
-
-    def _gather(self, runs: _Runs, room: Sequence[Tensor], bench: Workbench) -> None:
+    def _gather(self, runs: Runs, room: Sequence[Tensor], bench: Workbench) -> None:
         """Copy runs of rows, those of at most `capacity` blocks at a time."""
         needed = np.unique(runs.block)
         for low in range(0, len(needed), self.capacity):
@@ -223,7 +207,7 @@ class BlockStore:
             ]
             bench.run(jobs)
 
-    def _shares(self, runs: _Runs, out: Tensor, bench: Workbench) -> list[slice]:
+    def _shares(self, runs: Runs, out: Tensor, bench: Workbench) -> list[slice]:
         """Cut runs into shares for several threads, if there is enough to copy."""
         parts = 1 if self._home is not None else min(bench.shares, 1 + out.nbytes // SHARE)
         step = max(1, -(-len(runs.row) // parts))
@@ -268,16 +252,35 @@ class BlockStore:
         self._place.update(zip(blocks, places, strict=True))
 
 
-def _within(runs: _Runs) -> Ints:
+def finish(parts: Sequence[Tensor], factors: Factors | None, bench: Workbench) -> Tensor:
+    """Return the numbers of a batch: as they are, or new ones of codes and scales."""
+    if factors is None:
+        return parts[0]
+    numbers = bench.floats(tuple(parts[0].shape))
+    write_numbers(numbers.unbind(), parts, factors)
+    return numbers
+
+
+def write_numbers(into: Sequence[Tensor], parts: Sequence[Tensor], factors: Factors | None) -> None:
+    """Write numbers, or codes and scales, as float32 into tensors [T, *shape], one a tap."""
+    for number, target in enumerate(into):
+        if factors is None:
+            target.copy_(parts[0][number])
+            continue
+        rms = factors.rms[number].to(target.device)
+        dequantize(parts[0][number], parts[1][number], rms, out=target)
+
+
+def _within(runs: Runs) -> Ints:
     """Return the place of every row in its run, int64 [T]."""
     ends = np.cumsum(runs.count)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) - np.repeat(ends - runs.count, runs.count)
 
 
-def _find_runs(blocks: Ints, rows: Ints) -> _Runs:
+def find_runs(blocks: Ints, rows: Ints) -> Runs:
     """Find the runs of rows that lie next to each other in a block."""
     split = (np.diff(blocks) != 0) | (np.diff(rows) != 1)
     start = np.concatenate([np.zeros(min(1, len(rows)), np.int64), np.flatnonzero(split) + 1])
     count = np.diff(start, append=len(rows))
-    return _Runs(block=blocks[start], row=rows[start], start=start, count=count)
+    return Runs(block=blocks[start], row=rows[start], start=start, count=count)

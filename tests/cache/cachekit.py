@@ -147,20 +147,27 @@ def cut_off_at(patch, count):
 
 
 class Counted:
-    """Bytes of the tensors that `torch.empty` made and that are still alive."""
+    """Bytes of tensors of `torch.empty` and of bytes of `numpy.empty` that are still alive."""
 
     def __init__(self, patch):
         self.now = self.peak = 0
         self._lock = threading.Lock()
-        make = torch.empty
+        make, make_array = torch.empty, np.empty
 
         def empty(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            self.add(tensor.nbytes)
-            weakref.finalize(tensor, self.add, -tensor.nbytes)
-            return tensor
+            return self.watch(make(*args, **kwargs))
+
+        def empty_array(shape, *args, **kwargs):
+            array = make_array(shape, *args, **kwargs)
+            return self.watch(array) if args == (np.uint8,) and isinstance(shape, int) else array
 
         patch.setattr(torch, "empty", empty)
+        patch.setattr(np, "empty", empty_array)
+
+    def watch(self, made):
+        self.add(made.nbytes)
+        weakref.finalize(made, self.add, -made.nbytes)
+        return made
 
     def add(self, count):
         with self._lock:
