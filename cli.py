@@ -9,9 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.sweep.config import SearchConfig
 
 Build = Callable[[], click.Command]
 ARGUMENTS = "unipt.arguments"
@@ -89,6 +92,21 @@ def show(report: Any, as_json: bool) -> None:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 cache_argument = click.argument("cache")
 run_argument = click.argument("run", type=click.Path(path_type=Path))
+from_trial_option = click.option(
+    "--from-trial", help="SWEEP:NUMBER, a trial to train; flags win over it."
+)
+
+
+def of_trial(ctx: click.Context, trial: str | None, *arguments: str) -> dict[str, Any]:
+    """Return what `build_config` takes of --from-trial, whose only one of `arguments` is OUT."""
+    if trial is None:
+        return {}
+    from pipeline.sweep.runs import trial_settings
+
+    given = [ctx.params.pop(name) for name in arguments]
+    if given[0] is None or any(value is not None for value in given[1:]):
+        raise click.UsageError("with --from-trial give the folder OUT and nothing else")
+    return {"base": trial_settings(trial), "out": given[0]}
 
 
 @commands.stage("plan", "Bytes, time, tier and break-even of an extraction; writes nothing.")
@@ -295,7 +313,7 @@ def _train() -> click.Command:
 
     @click.command(epilog="Example: unipt train tweets.zarr runs/tweets --train tweets.tsv")
     @config_options(TrainConfig, arguments=("cache", "out"))
-    @click.option("--from-trial", help="SWEEP:NUMBER, a trial to train; flags win over it.")
+    @from_trial_option
     @click.option(
         "--probe",
         "layers",
@@ -310,23 +328,15 @@ def _train() -> click.Command:
         layers: Literal["last", "all"] | None,
         from_trial: str | None,
         as_json: bool,
-        **given: Any,
+        **_: Any,
     ) -> None:
         """Train a side network from CACHE and the targets of the data; write the run OUT.
 
         The backbone is neither loaded nor needed. The same command resumes an interrupted run.
         With --from-trial the only argument is OUT.
         """
-        if from_trial is None:
-            config = build_config(TrainConfig, ctx)
-        else:
-            from pipeline.sweep.runs import trial_settings
-
-            if given["out"] is not None or given["cache"] is None:
-                raise click.UsageError("with --from-trial give the folder OUT and nothing else")
-            ctx.params.pop("cache")
-            settings = trial_settings(from_trial)
-            config = build_config(TrainConfig, ctx, base=settings, out=given["cache"])
+        settings = of_trial(ctx, from_trial, "cache", "out")
+        config = build_config(TrainConfig, ctx, **settings)
         if layers is not None:
             return show(probe(config, layers), as_json)
         with progress_line() as progress:
@@ -349,6 +359,7 @@ def _train_retrieval() -> click.Command:
         "--train captions.jsonl"
     )
     @config_options(RetrievalTrainConfig, arguments=("text_cache", "media_cache", "out"))
+    @from_trial_option
     @click.option(
         "--probe",
         "layers",
@@ -358,13 +369,20 @@ def _train_retrieval() -> click.Command:
     @as_json
     @click.pass_context
     def command(
-        ctx: click.Context, /, layers: Literal["last", "all"] | None, as_json: bool, **_: Any
+        ctx: click.Context,
+        /,
+        layers: Literal["last", "all"] | None,
+        from_trial: str | None,
+        as_json: bool,
+        **_: Any,
     ) -> None:
         """Train two side networks from TEXT_CACHE and MEDIA_CACHE; write the run OUT.
 
         Neither backbone is loaded. The same command resumes an interrupted run.
+        With --from-trial the only argument is OUT.
         """
-        config = build_config(RetrievalTrainConfig, ctx)
+        settings = of_trial(ctx, from_trial, "text_cache", "media_cache", "out")
+        config = build_config(RetrievalTrainConfig, ctx, **settings)
         if layers is not None:
             return show(ridge(config, layers), as_json)
         with progress_line() as progress:
@@ -376,17 +394,49 @@ def _train_retrieval() -> click.Command:
 
 @commands.stage("sweep", "Search hyperparameters: many side networks for one read of a cache.")
 def _sweep() -> click.Command:
+    from pipeline.sweep import SweepConfig
+
+    return sweep_command(
+        SweepConfig,
+        ("cache",),
+        "Search the space of a training from CACHE; the study is kept in the folder --out. Trials "
+        "of one shape share each read of the cache.",
+        "unipt sweep tweets.zarr --train tweets.tsv --out sweeps/tweets "
+        "-s lr=log:1e-4..1e-2 -s reduction=2,4,8 --trials 50",
+    )
+
+
+@commands.stage("sweep", family="retrieval")
+def _sweep_retrieval() -> click.Command:
+    from pipeline.sweep import RetrievalSweepConfig
+
+    return sweep_command(
+        RetrievalSweepConfig,
+        ("text_cache", "media_cache"),
+        "Search the space of a training of two towers from TEXT_CACHE and MEDIA_CACHE; the study "
+        "is kept in the folder --out. Trials train one at a time, and Rsum on dev chooses.",
+        "unipt sweep texts.zarr pictures.zarr --task retrieval --train captions.jsonl "
+        "--out sweeps/pictures -s lr=log:3e-4..1e-2 --trials 20",
+    )
+
+
+def sweep_command(
+    cls: "type[SearchConfig]", arguments: tuple[str, ...], purpose: str, example: str
+) -> click.Command:
+    """Return the command of sweeps over one kind of run."""
     from pipeline.console import progress_line
     from pipeline.options import build_config, config_options
-    from pipeline.sweep import SweepConfig, sweep
+    from pipeline.sweep import sweep
     from pipeline.sweep.folder import read_config
     from pipeline.sweep.space import read_space
 
-    @click.command(
-        epilog="Example: unipt sweep tweets.zarr --train tweets.tsv --out sweeps/tweets "
-        "-s lr=log:1e-4..1e-2 -s reduction=2,4,8 --trials 50"
+    again = (
+        "The same command, or --resume --out FOLDER alone, goes on with a sweep that was "
+        "interrupted."
     )
-    @config_options(SweepConfig, arguments=("cache",), without=("space",))
+
+    @click.command(help=f"{purpose}\n\n{again}", epilog=f"Example: {example}")
+    @config_options(cls, arguments=arguments, without=("space",))
     @click.option("--space", type=click.Path(path_type=Path), help="YAML file of the space.")
     @click.option(
         *("-s", "--search", "items"),
@@ -405,11 +455,6 @@ def _sweep() -> click.Command:
         as_json: bool,
         **given: Any,
     ) -> None:
-        """Search the space of a training from CACHE; the study is kept in the folder --out.
-
-        Trials of one shape share each read of the cache. The same command, or --resume --out
-        FOLDER alone, goes on with a sweep that was interrupted.
-        """
         if resume:
             if given["out"] is None:
                 raise click.UsageError("--resume needs --out, the folder of the sweep")
@@ -417,7 +462,7 @@ def _sweep() -> click.Command:
             config = read_config(given["out"], **places)
         else:
             searched = read_space(given["config_file"], space, items)
-            config = build_config(SweepConfig, ctx, **searched)
+            config = build_config(cls, ctx, **searched)
         with progress_line() as progress:
             report = sweep(config, progress=progress)
         show(report, as_json)

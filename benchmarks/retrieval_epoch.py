@@ -27,6 +27,7 @@ from cache import JointBatch
 from pipeline.backbones import Backbone, Encoded
 from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
 from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.fits import Fits
 from pipeline.retrieval.train import make_job
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Job
@@ -151,7 +152,7 @@ def measure(
 def fresh_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[torch.nn.Module, Job]:
     """Return the training with the weights its seed gives."""
     torch.manual_seed(config.seed)
-    return make_job(config, setup)
+    return make_job(config, setup, Fits())
 
 
 def describe(system: System, found: EpochFigures) -> list[str]:

@@ -35,7 +35,10 @@ def config_options(
     """
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(list(_leaves(cls))):
+        leaves = dict(_leaves(cls)) | {
+            name: field for name, field in cls.model_fields.items() if _nested(field) is None
+        }  # of two fields of one name the outer one is meant, as in `_place`
+        for name, field in reversed(leaves.items()):
             if name not in (*arguments, *without):
                 command = _option(name, field)(command)
         command = click.option(
@@ -83,14 +86,25 @@ def build_config(
 def task_family(arguments: Sequence[str]) -> str:
     """Return the family of the task that command-line `arguments` name: sentences or retrieval.
 
-    `--task` says it, or else the file of `--config`; without either it is sentences.
+    `--task` says it, or else the file of `--config`, or the sweep of `--from-trial`; without any
+    it is sentences.
     """
     task, file = _value_of("--task", arguments), _value_of("--config", arguments)
+    trial = _value_of("--from-trial", arguments)
+    if trial is not None:
+        from pipeline.sweep.runs import trial_settings  # noqa: PLC0415 (loads torch)
+
+        task = task or trial_settings(trial)["data"]["task"]
     if task is None and file is not None and Path(file).is_file():
-        values = read_mapping(Path(file))
-        data = values.get("data")
-        task = values.get("task", data.get("task") if isinstance(data, dict) else None)
+        task = _task_of(read_mapping(Path(file)))
     return "retrieval" if task in RETRIEVAL_TASKS else "sentences"
+
+
+def _task_of(values: Mapping[str, Any]) -> Any:
+    """Return the `task` of a file's values, or that of their `data` or `run`."""
+    inner = (values.get(name) for name in ("data", "run"))
+    found = (_task_of(each) for each in inner if isinstance(each, dict))
+    return values.get("task") or next((task for task in found if task), None)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -70,7 +70,7 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
 
     A bar for each class (of a regression: for all samples); a panel for each tower of a retrieval.
     """
-    panels = _confidence_panels(run, split)
+    panels = confidence_panels(run, split)
     most = max(len(layers) for _, layers, _ in panels)
     figure, axes = _figure((len(panels) * max(6.0, 1.0 + 0.75 * most), 3.8), columns=len(panels))
     for panel, (name, layers, groups) in zip(np.atleast_1d(axes), panels, strict=True):
@@ -80,7 +80,7 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
     return _save(figure, path)
 
 
-def _confidence_panels(run: Run, split: str) -> list[tuple[str, Sequence[str], dict[str, Array]]]:
+def confidence_panels(run: Run, split: str) -> list[tuple[str, Sequence[str], dict[str, Array]]]:
     """Return title, target layers and confidences by group of each panel."""
     if run.kind != "retrieval":
         return [("", run.taps[:-1], confidence_groups(run, split))]

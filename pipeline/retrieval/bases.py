@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.retrieval.build import RetrievalSetup
 from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.features import pooled_features
+from pipeline.retrieval.features import Pooled
 from pipeline.retrieval.samples import LocatedPairs
 from unipt import TwoTowers
 from unipt.bases import AnchorBase, MemoryBase
@@ -23,7 +23,9 @@ MAX_ROWS = 32_768
 """Views of training items that a memory is fitted on, at most."""
 
 
-def fit_bases(model: TwoTowers, config: RetrievalTrainConfig, setup: RetrievalSetup) -> None:
+def fit_bases(
+    model: TwoTowers, config: RetrievalTrainConfig, setup: RetrievalSetup, pooled: Pooled
+) -> None:
     """Fit the bases that the towers have.
 
     Args:
@@ -31,18 +33,20 @@ def fit_bases(model: TwoTowers, config: RetrievalTrainConfig, setup: RetrievalSe
         config: whitening, sharpness, penalty; the seed chooses rows and keys where there are too
             many.
         setup: splits, caches and taps.
+        pooled: reads the features, or has them.
     """
     base = model.text.base
     if not isinstance(base, AnchorBase):
         return
     train = setup.splits["train"]
-    base.fit(_anchors(setup, np.unique(train.text[:, 0]).astype(np.int64)), config.text_whitening)
+    texts = np.unique(train.text[:, 0]).astype(np.int64)
+    base.fit(_anchors(setup, texts, pooled), config.text_whitening)
     memory = model.media.base
     if not isinstance(memory, MemoryBase):
         return
     random = np.random.default_rng(config.seed)
-    wanted = _wanted(setup, train, base)  # [n, E]
-    features, owner = _rows(setup, train.media, random, at_least=len(memory.keys))
+    wanted = _wanted(setup, train, base, pooled)  # [n, E]
+    features, owner = _rows(setup, train.media, random, pooled, at_least=len(memory.keys))
     first = np.flatnonzero(owner[:, 1] == 0)
     keys = random.permutation(first)[: len(memory.keys)]
     rows, places = wanted[torch.from_numpy(owner[:, 0])], torch.from_numpy(np.sort(keys))
@@ -55,32 +59,39 @@ def fit_bases(model: TwoTowers, config: RetrievalTrainConfig, setup: RetrievalSe
     )
 
 
-def _anchors(setup: RetrievalSetup, samples: NDArray[np.int64]) -> Tensor:
+def _anchors(setup: RetrievalSetup, samples: NDArray[np.int64], pooled: Pooled) -> Tensor:
     taps = setup.taps["text"]
-    return pooled_features(setup.caches["text"], taps, samples, [taps.anchor.name])
+    return pooled.of(setup.caches["text"], taps, samples, [taps.anchor.name])
 
 
-def _features(setup: RetrievalSetup, samples: NDArray[np.int64]) -> Tensor:
+def _features(setup: RetrievalSetup, samples: NDArray[np.int64], pooled: Pooled) -> Tensor:
     """Return the means of all layers in the order of `SideTower`: targets, then the anchor."""
     taps = setup.taps["media"]
     names = [*(tap.name for tap in taps.targets), taps.anchor.name]
-    return pooled_features(setup.caches["media"], taps, samples, names)
+    return pooled.of(setup.caches["media"], taps, samples, names)
 
 
-def _wanted(setup: RetrievalSetup, located: LocatedPairs, base: AnchorBase) -> Tensor:
+def _wanted(
+    setup: RetrievalSetup, located: LocatedPairs, base: AnchorBase, pooled: Pooled
+) -> Tensor:
     """Return what each item should be embedded as: the mean direction of its captions, [n, E]."""
-    text = F.normalize(base(_anchors(setup, located.text[:, 0])), dim=1)  # [m, E]
+    text = F.normalize(base(_anchors(setup, located.text[:, 0], pooled)), dim=1)  # [m, E]
     total = torch.zeros(len(located.media), text.shape[1])
     total.index_add_(0, torch.from_numpy(located.split.item_of), text)
     return F.normalize(total, dim=1)
 
 
 def _rows(
-    setup: RetrievalSetup, media: NDArray[np.int64], random: np.random.Generator, *, at_least: int
+    setup: RetrievalSetup,
+    media: NDArray[np.int64],
+    random: np.random.Generator,
+    pooled: Pooled,
+    *,
+    at_least: int,
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Return features of the items' views [r, F], and each row's item and view [r, 2]."""
     count = max(at_least, MAX_ROWS // media.shape[1])
     items = np.sort(random.permutation(len(media))[:count])
-    views = [_features(setup, media[items, view]) for view in range(media.shape[1])]
+    views = [_features(setup, media[items, view], pooled) for view in range(media.shape[1])]
     owner = [np.stack([items, np.full(len(items), view)], 1) for view in range(media.shape[1])]
     return torch.cat(views), np.concatenate(owner).astype(np.int64)

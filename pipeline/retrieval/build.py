@@ -47,16 +47,23 @@ class RetrievalSetup:
     device: torch.device
 
 
-def prepare_retrieval(config: RetrievalTrainConfig) -> RetrievalSetup:
+def prepare_retrieval(
+    config: RetrievalTrainConfig, *, known: RetrievalSetup | None = None
+) -> RetrievalSetup:
     """Read the data, open both caches and find every caption and item in them.
+
+    Args:
+        config: of the training.
+        known: the setup of a training with the same data, caches and views, where there is one:
+            what it has read is not read again.
 
     Raises:
         DataError: the data are unusable, or not in the caches.
         CacheError: a cache is missing, incomplete or damaged.
         ConfigError: the options do not fit the data or the caches.
     """
-    dataset = load_retrieval(config.data)
-    caches = {"text": Cache.open(config.text_cache), "media": Cache.open(config.media_cache)}
+    dataset = known.dataset if known else load_retrieval(config.data)
+    caches = known.caches if known else _open_caches(config)
     patterns = {"text": config.text_taps, "media": config.media_taps}
     taps = {tower: select(caches[tower], patterns[tower], tower) for tower in caches}
     _check_towers(config, taps)
@@ -64,12 +71,22 @@ def prepare_retrieval(config: RetrievalTrainConfig) -> RetrievalSetup:
         dataset=dataset,
         caches=caches,
         taps=taps,
-        splits={
-            name: locate_pairs(dataset, name, caches, views=config.views if name == "train" else 1)
-            for name in dataset.splits
-        },
+        splits=known.splits if known else _locate(config, dataset, caches),
         device=choose_device(config.device),
     )
+
+
+def _open_caches(config: RetrievalTrainConfig) -> dict[str, Cache]:
+    return {"text": Cache.open(config.text_cache), "media": Cache.open(config.media_cache)}
+
+
+def _locate(
+    config: RetrievalTrainConfig, dataset: RetrievalDataset, caches: dict[str, Cache]
+) -> dict[str, LocatedPairs]:
+    return {
+        name: locate_pairs(dataset, name, caches, views=config.views if name == "train" else 1)
+        for name in dataset.splits
+    }
 
 
 def _check_towers(config: RetrievalTrainConfig, taps: dict[str, TowerTaps]) -> None:

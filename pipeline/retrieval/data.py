@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.inputs import ImageInput, Input, TextInput, VideoInput
 from pipeline.reading.problems import first_few, settle
@@ -52,16 +53,23 @@ class RetrievalSplit:
     captions: tuple[Caption, ...]
     item_of: Ints
     """Position in `items` of each caption's item, ascending, [len(captions)]."""
+    groups: tuple[str, ...]
+    """What each item must stay together with: its group, or itself."""
 
     def without(self, items: Collection[str]) -> Self:
         """Return the split without the items of these identifiers and without their captions."""
-        kept = np.array([item.id not in items for item in self.items], dtype=bool)
+        return self.only(np.array([item.id not in items for item in self.items], dtype=bool))
+
+    def only(self, kept: NDArray[np.bool_]) -> Self:
+        """Return the split with the items that are `kept` [len(items)] and their captions."""
         positions = np.cumsum(kept) - 1
         captions = np.flatnonzero(kept[self.item_of])
+        items = np.flatnonzero(kept)
         return type(self)(
-            items=tuple(item for item, keep in zip(self.items, kept, strict=True) if keep),
+            items=tuple(self.items[number] for number in items),
             captions=tuple(self.captions[number] for number in captions),
             item_of=positions[self.item_of[captions]].astype(np.int64),
+            groups=tuple(self.groups[number] for number in items),
         )
 
 
@@ -144,6 +152,7 @@ def _split(rows: list[Gathered]) -> RetrievalSplit:
         items=tuple(each.item for each in rows),
         captions=tuple(caption for each in rows for caption in each.captions),
         item_of=np.repeat(np.arange(len(rows), dtype=np.int64), counts),
+        groups=tuple(each.group for each in rows),
     )
 
 

@@ -7,7 +7,7 @@ of ranks already known.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -58,6 +58,15 @@ class RetrievalEvaluation(Evaluation):
         return render_retrieval([self])
 
 
+class RankedRun(NamedTuple):
+    """A split with its captions and items embedded by a run, and their ranks."""
+
+    located: LocatedPairs
+    text: Embedded
+    media: Embedded
+    ranks: Ranks
+
+
 def render_retrieval(rows: list[RetrievalEvaluation]) -> str:
     """Return a table of evaluations of one split, two rows each, for the terminal."""
     if not rows:
@@ -104,6 +113,27 @@ def evaluate_retrieval(config: EvaluateConfig) -> RetrievalEvaluation:
         DataError: the split is missing, or not in the caches.
     """
     run = Run.open(config.run)
+    located, text, media, ranks = rank_run(run, config)
+    result = score_embeddings(
+        text.vectors,
+        media.vectors,
+        located,
+        ranks,
+        name="side networks",
+        split=config.split,
+        data=run_data(run),
+        resamples=config.resamples,
+        level=config.level,
+        seed=config.seed,
+        predictions=run.path / f"predictions_{config.split}.jsonl",
+    )
+    write_ranks(run.path, config.split, located, ranks, trust=(text, media))
+    write_json(run.path / f"evaluation_{config.split}.json", result.to_dict())
+    return result
+
+
+def rank_run(run: Run, config: EvaluateConfig) -> RankedRun:
+    """Embed a split with the run and rank it; errors are those of `evaluate_retrieval`."""
     if config.cache is not None:
         raise ConfigError("a run of retrieval has two caches: give text_cache or media_cache")
     device = choose_device(config.device)
@@ -116,22 +146,7 @@ def evaluate_retrieval(config: EvaluateConfig) -> RetrievalEvaluation:
     )
     over = dataset.config.m2t_over
     ranks = rank_all(text.vectors, media.vectors, located.split.item_of, m2t_over=over)
-    result = score_embeddings(
-        text.vectors,
-        media.vectors,
-        located,
-        ranks,
-        name="side networks",
-        split=config.split,
-        data=dataset.config,
-        resamples=config.resamples,
-        level=config.level,
-        seed=config.seed,
-        predictions=run.path / f"predictions_{config.split}.jsonl",
-    )
-    write_ranks(run.path, config.split, located, ranks, trust=(text, media))
-    write_json(run.path / f"evaluation_{config.split}.json", result.to_dict())
-    return result
+    return RankedRun(located, text, media, ranks)
 
 
 def score_embeddings(

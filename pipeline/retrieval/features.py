@@ -1,5 +1,6 @@
 """Mean-pooled cached features: what linear baselines see, and what a residual is centred by."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,29 @@ from pipeline.retrieval.taps import TowerTaps, layout
 from unipt import segment_mean
 
 BATCH = 64
+
+
+class Pooled:
+    """Remembers results of `pooled_features`.
+
+    Args:
+        limit: bytes to hold at most; the oldest results are dropped.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.known: OrderedDict[tuple[str, bytes, tuple[str, ...]], Tensor] = OrderedDict()
+
+    def of(self, cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:
+        """Return what `pooled_features` returns; it is not to be changed."""
+        key = (str(cache.path), samples.astype("<i8").tobytes(), tuple(names))
+        if key not in self.known:
+            self.known[key] = pooled_features(cache, taps, samples, names)
+        self.known.move_to_end(key)
+        found = self.known[key]
+        while sum(values.nbytes for values in self.known.values()) > self.limit:
+            self.known.popitem(last=False)
+        return found
 
 
 def pooled_features(cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:

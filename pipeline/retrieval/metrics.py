@@ -13,7 +13,7 @@ score. Beyond the embeddings it holds 3 copies of one tile (48 MiB at the defaul
 item or caption, so that 100,000 x 100,000 needs no 40 GB matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -219,7 +219,7 @@ def folded(
 
 
 def bootstrap(
-    ranks: Ranks,
+    ranks: Ranks | Sequence[Ranks],
     item_of: Ints | Tensor,
     *,
     resamples: int = 1000,
@@ -232,20 +232,17 @@ def bootstrap(
     speaks of other queries to the same collection. Costs two products [resamples, n] x [n, 4].
 
     Args:
-        ranks: of the whole split.
+        ranks: of the whole split; of several models for the mean of their metrics.
         item_of: the item that each caption belongs to, [m].
         resamples: draws with replacement (Efron 1979); 0 gives intervals of no width.
         level: share of the resamples inside the interval.
         seed: seed of the draws.
     """
     owner = np.asarray(torch.as_tensor(item_of).cpu())
-    items = len(ranks.media_to_text)
-    text_hits = np.stack(
-        [np.bincount(owner, weights=ranks.text_to_media < k, minlength=items) for k in RECALLS]
-        + [np.bincount(owner, minlength=items)],
-        1,
-    )  # [n, 4]: hits of the captions, their number
-    media_hits = np.stack([ranks.media_to_text < k for k in RECALLS], 1)  # [n, 3]
+    several = [ranks] if isinstance(ranks, Ranks) else ranks
+    items = len(several[0].media_to_text)
+    text_hits = np.mean([_text_hits(one, owner) for one in several], 0)  # [n, 4]
+    media_hits = np.mean([_media_hits(one) for one in several], 0)  # [n, 3]
     random = np.random.default_rng(seed)
     draws: list[dict[str, float]] = []
     for _ in range(resamples):
@@ -259,6 +256,18 @@ def bootstrap(
         )
         for name, value in values.items()
     }
+
+
+def _text_hits(ranks: Ranks, owner: Ints) -> Floats:
+    """Return the hits of each item's captions, and how many these are, [n, 4]."""
+    items = len(ranks.media_to_text)
+    hits = [np.bincount(owner, weights=ranks.text_to_media < k, minlength=items) for k in RECALLS]
+    return np.stack([*hits, np.bincount(owner, minlength=items)], 1).astype(np.float64)
+
+
+def _media_hits(ranks: Ranks) -> Floats:
+    """Return the hits of each item, [n, 3]."""
+    return np.stack([ranks.media_to_text < k for k in RECALLS], 1).astype(np.float64)
 
 
 def _recalls(text_hits: Any, media_hits: Any, items: int) -> dict[str, float]:

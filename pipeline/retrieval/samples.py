@@ -7,7 +7,7 @@ file (its content is its key), and one search in the cache's key table a view.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,17 @@ class LocatedPairs:
     """[n, V]."""
     keys: bytes
     """Content keys of the captions, then of the items, one after another."""
+
+    def only(self, kept: NDArray[np.bool_]) -> Self:
+        """Return the part of the items that are `kept` [n], with their captions."""
+        captions = kept[self.split.item_of]
+        keys = np.frombuffer(self.keys, np.uint8).reshape(-1, KEY_BYTES)
+        return type(self)(
+            split=self.split.only(kept),
+            text=self.text[captions],
+            media=self.media[kept],
+            keys=keys[np.concatenate([captions, kept])].tobytes(),
+        )
 
 
 def locate_pairs(

@@ -7,26 +7,24 @@ read once for each of its captions. A step costs both side networks, forward and
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cache import JointBatch
-from pipeline.retrieval.bases import fit_bases
 from pipeline.retrieval.build import (
     RetrievalSetup,
     build_towers,
     make_pair_loader,
     prepare_retrieval,
     retrieval_identity,
-    set_tower_statistics,
 )
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.evaluate import write_ranks
+from pipeline.retrieval.fits import Fits
 from pipeline.retrieval.inference import embed_split
 from pipeline.retrieval.metrics import rank_all, summarize
 from pipeline.retrieval.taps import input_type
-from pipeline.run import INFO, Run
+from pipeline.run import CHECKPOINT, INFO, Run
 from pipeline.training.build import make_optimizer
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Job, ProgressCallback, run_loop
@@ -39,9 +37,10 @@ from pipeline.training.results import (
 )
 from unipt import SideTower, TwoTowers, contrastive_loss, hinge_loss
 
-__all__ = ["RetrievalTrainConfig", "make_job", "train_retrieval"]
+__all__ = ["METRIC", "RetrievalTrainConfig", "finish", "make_job", "train_retrieval"]
 
 METRIC = "rsum"
+"""The metric of dev that chooses the epoch, and the trial of a sweep."""
 
 
 def train_retrieval(
@@ -66,24 +65,24 @@ def train_retrieval(
         return reuse(Run.open(config.out), own)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model, job = make_job(config, setup)
+        begun = (config.out / CHECKPOINT).exists()  # which has all that is fitted
+        model, job = make_job(config, setup, None if begun else Fits())
         config.out.mkdir(parents=True, exist_ok=True)
         now = run_loop(config, job, identity=own, progress=progress)
-        return _finish(config, setup, model, now, identity=own, tier=job.batches.tier_reason)
+        return finish(config, setup, model, now, identity=own, tier=job.batches.tier_reason)
 
 
-def make_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[TwoTowers, Job]:
-    """Build the towers, with the pairs and the loss they are trained on."""
+def make_job(
+    config: RetrievalTrainConfig, setup: RetrievalSetup, fits: Fits | None
+) -> tuple[TwoTowers, Job]:
+    """Build the towers, with the pairs and the loss they are trained on.
+
+    `fits` gives statistics and bases; None where a checkpoint is restored, which has them.
+    """
     loader = make_pair_loader(config, setup)
     model = build_towers(config, setup)
-    located = setup.splits["train"]
-    for name, tower, samples in (
-        ("text", model.text, located.text),
-        ("media", model.media, located.media),
-    ):
-        unique = np.unique(samples[:, 0]).astype(np.int64)
-        set_tower_statistics(tower, setup.caches[name], setup.taps[name], unique, config.batch_size)
-    fit_bases(model, config, setup)
+    if fits is not None:
+        fits.fit(model, config, setup)
     model = model.to(setup.device)
     same = _Same(config, setup)
     compute = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -192,7 +191,7 @@ def _ranked(
     return {METRIC: found[METRIC]} | found  # the one that chooses comes first
 
 
-def _finish(
+def finish(
     config: RetrievalTrainConfig,
     setup: RetrievalSetup,
     model: TwoTowers,
@@ -201,7 +200,16 @@ def _finish(
     identity: str,
     tier: str,
 ) -> RunResult:
-    """Write the best weights, the ranks of dev and test, and run.json last."""
+    """Write the best weights, the ranks of dev and test, and run.json last.
+
+    Args:
+        config: of the training.
+        setup: its data and caches.
+        model: takes the best weights.
+        now: the finished training's progress, with a best epoch.
+        identity: what must be equal for the run to be the same.
+        tier: where the batches came from, and why.
+    """
     model.load_state_dict(now.best_weights)
     save_weights(config.out, model)
     model = model.to(setup.device)

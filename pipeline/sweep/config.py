@@ -6,22 +6,21 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import Config
+from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.train import TrainConfig
 
 Sampler = Literal["tpe", "random", "grid", "qmc"]
 Pruner = Literal["none", "halving", "hyperband"]
+RunConfig = TrainConfig | RetrievalTrainConfig
+"""The run that every trial starts from: of a classifier or regressor, or of a retrieval."""
 TPE_GENERATION = 16
 """Trials that TPE proposes before it sees their results, unless `generation` says otherwise."""
 
 
-class SweepConfig(Config):
-    """What is searched, how, and where the study is kept.
+class SearchConfig(Config):
+    """What is searched, how, and where the study is kept, for any kind of run."""
 
-    The fields of the run may be given beside those of the sweep: `SweepConfig.build({"cache": ...,
-    "out": ..., "data": ..., "space": ..., "trials": 50})`.
-    """
-
-    run: TrainConfig
+    run: RunConfig
     """The run that every trial starts from; its `out` is the folder of the sweep."""
     space: dict[str, Any] | list[dict[str, Any]]
     """Field of the run -> what to try, in the words of `pipeline.sweep.space`."""
@@ -92,6 +91,33 @@ class SweepConfig(Config):
     def generation_size(self) -> int | None:
         """Trials of a generation; None for all."""
         return self.generation or (TPE_GENERATION if self.sampler == "tpe" else None)
+
+
+class SweepConfig(SearchConfig):
+    """A sweep over trainings of a classifier or regressor.
+
+    The fields of the run may be given beside those of the sweep: `SweepConfig.build({"cache": ...,
+    "out": ..., "data": ..., "space": ..., "trials": 50})`.
+    """
+
+    run: TrainConfig
+    """The run that every trial starts from; its `out` is the folder of the sweep."""
+
+
+class RetrievalSweepConfig(SearchConfig):
+    """A sweep over trainings of two towers, which train one at a time.
+
+    The fields of the run may be given beside those of the sweep.
+    """
+
+    run: RetrievalTrainConfig
+    """The run that every trial starts from; its `out` is the folder of the sweep."""
+
+    @model_validator(mode="after")
+    def _alone(self) -> Self:
+        if self.cohort is not None and self.cohort > 1:
+            raise ValueError("trainings of a retrieval are not stacked: leave cohort, or give 1")
+        return self
 
 
 def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

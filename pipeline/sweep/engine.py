@@ -5,30 +5,26 @@ that was killed goes on by deciding the same things again, and training only wha
 Cost: for each unit one pass over the training rows and dev an epoch, whatever its number of trials.
 """
 
-import itertools
 import json
 import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pipeline.config import ConfigError
 from pipeline.console import duration
 from pipeline.sweep.cohort import CohortProgress
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import RunConfig, SearchConfig
 from pipeline.sweep.folder import BEST, SIZES, begin
 from pipeline.sweep.halving import plan_brackets, survivors
-from pipeline.sweep.results import SweepResult, collect
+from pipeline.sweep.kinds import Kind, kind_of
+from pipeline.sweep.results import SweepResult, collect, points
 from pipeline.sweep.runs import refit, test_trials
-from pipeline.sweep.setups import Setups
 from pipeline.sweep.space import Space
 from pipeline.sweep.study import Study
 from pipeline.sweep.trial import BracketRun, Trial
 from pipeline.sweep.units import drop_states, state_path
-from pipeline.sweep.work import Runner, cohort_size, open_runner, shape_of
+from pipeline.sweep.work import Runner, open_runner
 from pipeline.tasks.metrics import LOWER_IS_BETTER
-from pipeline.training.build import identity
-from pipeline.training.config import TrainConfig
 from pipeline.training.files import write_json
 
 DEFAULT_TRIALS = 50
@@ -53,7 +49,7 @@ class SweepProgress(NamedTuple):
         best = (
             ""
             if self.best is None
-            else (f"  best dev {self.metric} {self.best:.4f} (trial {self.best_number})")
+            else (f"  best dev {self.metric} {points(self.best)} (trial {self.best_number})")
         )
         now = ""
         if self.cohort is not None:
@@ -68,7 +64,7 @@ class SweepProgress(NamedTuple):
 ProgressCallback = Callable[[SweepProgress], Any]
 
 
-def sweep(config: SweepConfig, progress: ProgressCallback | None = None) -> SweepResult:
+def sweep(config: SearchConfig, progress: ProgressCallback | None = None) -> SweepResult:
     """Search the space of `config`, or go on with the search in its folder.
 
     Args:
@@ -83,24 +79,19 @@ def sweep(config: SweepConfig, progress: ProgressCallback | None = None) -> Swee
     """
     space = Space.parse(config.space)
     space.check(config.run)
-    setups = Setups(config.folds, config.run.data.split_seed)
-    whole = setups.whole(config.run)
-    for axis in itertools.chain(*space.branches):
-        for taps in axis.choices if axis.name == "taps" else ():
-            setups.whole(config.run.model_copy(update={"taps": taps}))
-    if not config.folds and not whole.splits.get("dev"):
-        raise ConfigError("there is no dev split to choose by; give one, or folds")
-    begin(config, space, identity(config.run, whole))
-    search = _Search(config, space, setups, whole.task.metrics[0], progress)
+    kind = kind_of(config)
+    metric, identity = kind.begin(space)
+    begin(config, space, identity)
+    search = _Search(config, space, kind, metric, progress)
     try:
         search.run()
     finally:
         search.study.close()
     ranked = search.ranked()
-    tested = test_trials(config, setups, [search.trials[number] for number in ranked])
+    tested = test_trials(config, kind, [search.trials[number] for number in ranked])
     best = None
     if ranked and config.refit != "none":
-        best = refit(config, search.trials[ranked[0]].params, config.out / BEST)
+        best = refit(config, kind, search.trials[ranked[0]].params, config.out / BEST)
     return collect(
         config,
         space,
@@ -118,13 +109,13 @@ class _Search:
 
     def __init__(
         self,
-        config: SweepConfig,
+        config: SearchConfig,
         space: Space,
-        setups: Setups,
+        kind: Kind,
         metric: str,
         progress: ProgressCallback | None,
     ) -> None:
-        self.config, self.setups, self.metric, self.progress = config, setups, metric, progress
+        self.config, self.kind, self.metric, self.progress = config, kind, metric, progress
         self.lower = metric in LOWER_IS_BETTER
         self.trials: dict[int, Trial] = {}
         self.count = config.trials or DEFAULT_TRIALS
@@ -189,17 +180,17 @@ class _Search:
 
     def _advance(self, run: BracketRun, working: dict[str, BracketRun], runner: Runner) -> None:
         """Hand out the units of the bracket's next stage that has any."""
-        units = run.units(shape_of, self._size_of)
+        units = run.units(self.kind.shape_of, self._size_of)
         while not units and run.decide():
-            units = run.units(shape_of, self._size_of)
+            units = run.units(self.kind.shape_of, self._size_of)
         for unit in units:
             working[unit.name] = run
             runner.submit(unit)
 
-    def _size_of(self, shape: str, config: TrainConfig, fold: int, wanted: int) -> int:
+    def _size_of(self, shape: str, config: RunConfig, fold: int, wanted: int) -> int:
         """Return the most trainings of a cohort, the same one when the sweep is continued."""
         if shape not in self.sizes:
-            size, reason = cohort_size(self.config, config, self.setups.get(config, fold), wanted)
+            size, reason = self.kind.size_of(config, fold, wanted)
             self.sizes[shape] = {"size": size, "reason": reason}
             write_json(self.config.out / SIZES, self.sizes)
         return int(self.sizes[shape]["size"])

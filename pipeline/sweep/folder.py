@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import RetrievalSweepConfig, SearchConfig, SweepConfig
 from pipeline.sweep.space import Space
 from pipeline.training.files import write_json
 
@@ -33,7 +33,7 @@ class SweepError(PipelineError, RuntimeError):
     """A sweep's folder is missing, or holds another sweep, or lacks what is asked for."""
 
 
-def begin(config: SweepConfig, space: Space, identity: str) -> None:
+def begin(config: SearchConfig, space: Space, identity: str) -> None:
     """Write `sweep.json`, or check that the folder holds this very sweep.
 
     Raises:
@@ -62,7 +62,7 @@ def is_sweep(path: Path) -> bool:
     return (path / INFO).is_file()
 
 
-def read_config(out: Path, **places: Any) -> SweepConfig:
+def read_config(out: Path, **places: Any) -> SearchConfig:
     """Return the configuration of the sweep at `out`; `places` are where work is done now.
 
     Raises:
@@ -70,7 +70,8 @@ def read_config(out: Path, **places: Any) -> SweepConfig:
     """
     values: dict[str, Any] = _read(out)["config"]
     values["run"]["out"] = str(out)  # which may have moved
-    return SweepConfig.build(values | places)
+    kind = RetrievalSweepConfig if "text_cache" in values["run"] else SweepConfig
+    return kind.build(values | places)
 
 
 def read_results(out: Path) -> dict[str, Any]:

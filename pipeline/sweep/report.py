@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import duration
-from pipeline.report import confidence_groups, short_name
+from pipeline.report import confidence_panels, short_name
 from pipeline.run import Run, RunError
 from pipeline.sweep import charts, page
 from pipeline.sweep.folder import BEST, REPORT, SweepError, read_config, read_results
-from pipeline.sweep.results import shown
+from pipeline.sweep.results import points, shown
 from pipeline.sweep.space import Space
 from pipeline.tasks.metrics import LOWER_IS_BETTER
 from pipeline.training.files import write_with
@@ -89,10 +89,11 @@ def _facts(results: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
     trials, metric, best = results["trials"], results["metric"], results["best"]
     facts = []
     if best is not None:
-        facts.append((f"{trials[best]['score']:.4f}", f"best dev {metric}, trial {best}"))
+        facts.append((points(trials[best]["score"]), f"best dev {metric}, trial {best}"))
         for name, value in results["tested"].get(str(best), {}).items():
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]"
-            facts.append((f"{value['value']:.3f}", f"its test {name}, 95 % in {interval}"))
+            low, high = points(value["low"], 3), points(value["high"], 3)
+            told = f"its test {name}, 95 % in [{low}, {high}]"
+            facts.append((points(value["value"], 3), told))
     trained = sum(trial["epochs"] for trial in trials)
     whole = sum(trial["planned"] for trial in trials)
     ended = sum(trial["state"] == "complete" for trial in trials)
@@ -116,13 +117,16 @@ def _confidence(sweep: Path) -> str:
     """Return the card of the winner's confidence; it says so where there is no winner's run."""
     for split in ("test", "dev"):
         try:
-            run = Run.open(sweep / BEST)
-            groups = confidence_groups(run, split)
+            panels = confidence_panels(Run.open(sweep / BEST), split)
         except RunError:
             continue
-        layers = [short_name(tap) for tap in run.taps[:-1]]
         note = f"How much the winner trusts each layer ({split}; mean and deviation)."
-        return page.section("Layers of the winner", note, charts.confidence(layers, groups))
+        drawn = [
+            (f'<div class="note">{escape(name)}</div>' if name else "")
+            + charts.confidence([short_name(tap) for tap in layers], groups)
+            for name, layers, groups in panels
+        ]
+        return page.section("Layers of the winner", note, "".join(drawn))
     return page.section("Layers of the winner", "The winner was not trained again (refit).", "")
 
 
@@ -169,7 +173,7 @@ def _table(results: Mapping[str, Any]) -> str:
         read = trial["bytes_read"] / 1e6
         cells: list[tuple[str, object]] = [
             (str(trial["number"]), trial["number"]),
-            ("" if score is None else f"{score:.4f}", "" if score is None else score),
+            ("" if score is None else points(score), "" if score is None else score),
             _interval(tested),
             (trial["state"], trial["state"]),
             (str(trial["epochs"]), trial["epochs"]),
@@ -185,4 +189,5 @@ def _table(results: Mapping[str, Any]) -> str:
 def _interval(tested: Mapping[str, float] | None) -> tuple[str, object]:
     if tested is None:
         return "", ""
-    return f"{tested['value']:.3f} [{tested['low']:.3f}, {tested['high']:.3f}]", tested["value"]
+    value, low, high = (points(tested[name], 3) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]", tested["value"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import duration
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import SearchConfig
 from pipeline.sweep.folder import BEST, RESULTS
 from pipeline.sweep.importance import importances
-from pipeline.sweep.runs import Tested
+from pipeline.sweep.kinds import Tested
 from pipeline.sweep.space import Space
 from pipeline.sweep.trial import Trial, summary
 from pipeline.sweep.units import UNITS, UnitRecord
@@ -112,15 +112,18 @@ class SweepResult:
         for number in self.ranked:
             trial = self.trials[number]
             tested = self.tested.get(number, {})
-            cells = [f"{v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for v in tested.values()]
+            cells = [
+                f"{points(v.value, 3)} [{points(v.low, 3)}, {points(v.high, 3)}]"
+                for v in tested.values()
+            ]
             values = [shown(trial["params"].get(name, "")) for name in names]
-            score = f"{trial['score']:.4f}"
+            score = points(trial["score"])
             rows.append([str(number), score, *cells, str(trial["epochs"]), *values])
         return rows
 
 
 def collect(
-    config: SweepConfig,
+    config: SearchConfig,
     space: Space,
     trials: Mapping[int, Trial],
     *,
@@ -182,6 +185,11 @@ def rung_costs(out: Path) -> list[dict[str, Any]]:
 def shown(value: Any) -> str:
     """Return a value for a table."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def points(value: float, digits: int = 4) -> str:
+    """Return a score with so many digits after the point; one above 10 (in percent) with one."""
+    return f"{value:.{digits if abs(value) < 10 else 1}f}"
 
 
 def _losses(trial: Trial) -> list[float | None]:

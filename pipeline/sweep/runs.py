@@ -5,32 +5,19 @@ A trial whose state was kept becomes a run without training; any other trial is 
 """
 
 import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from pipeline.data import DataConfig, load_dataset
-from pipeline.evaluate import EvaluateConfig, run_outputs, run_task
 from pipeline.run import INFO, Run
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import RunConfig, SearchConfig
 from pipeline.sweep.folder import SweepError, is_sweep, read_config, read_results
-from pipeline.sweep.setups import Setups
+from pipeline.sweep.kinds import Kind, Tested, kind_of
 from pipeline.sweep.space import Params, apply
-from pipeline.sweep.state import TrialState
 from pipeline.sweep.trial import Trial
-from pipeline.sweep.units import Member, last_state, member_config
-from pipeline.tasks.metrics import METRICS, Interval
-from pipeline.train import RunResult, train
-from pipeline.training.build import build_model, identity
-from pipeline.training.config import TrainConfig
-from pipeline.training.results import finish
+from pipeline.sweep.units import Member, last_state, member_config, seeds
+from pipeline.training.results import RunResult
 
-Tested = dict[str, Interval]
 _TRIAL = re.compile(r"(.+):(\d+)")
 
 
@@ -70,7 +57,7 @@ def trial_values(sweep: Path, number: int) -> Params:
     return params
 
 
-def trial_config(sweep: Path, number: int, out: Path) -> TrainConfig:
+def trial_config(sweep: Path, number: int, out: Path) -> RunConfig:
     """Return the training of a trial's first seed, as `train` takes it, into the folder `out`.
 
     Raises:
@@ -87,8 +74,9 @@ def trial_run(sweep: Path, number: int, *, seed: int = 0) -> Path:
     """
     config = read_config(sweep)
     params = trial_values(sweep, number)
-    setups = Setups(config.folds, config.run.data.split_seed)
-    path = None if config.folds else _as_run(config, setups, params, Member(number, seed))
+    path = None
+    if not config.folds:
+        path = _as_run(config, kind_of(config), params, Member(number, seed))
     if path is None:
         why = "its weights are those of folds" if config.folds else "only the best keep theirs"
         raise SweepError(
@@ -98,72 +86,39 @@ def trial_run(sweep: Path, number: int, *, seed: int = 0) -> Path:
     return path
 
 
-def test_trials(config: SweepConfig, setups: Setups, trials: Sequence[Trial]) -> dict[int, Tested]:
+def test_trials(config: SearchConfig, kind: Kind, trials: Sequence[Trial]) -> dict[int, Tested]:
     """Return the chosen metric of trials on test by number, with its bootstrap interval.
 
     With several seeds it is the mean over the seeds. Models of folds are not tested, nor is
     anything without a labelled test split.
     """
-    whole = setups.whole(config.run)
-    if config.folds or "test" not in whole.splits or whole.splits["test"].targets is None:
+    if config.folds or not kind.has_test():
         return {}
     found = {}
     for trial in trials:
-        runs = [_as_run(config, setups, trial.params, member) for member in trial.configs]
-        found[trial.number] = tested([Run.open(run) for run in runs if run is not None])
+        runs = [_as_run(config, kind, trial.params, member) for member in trial.configs]
+        found[trial.number] = kind.tested([Run.open(run) for run in runs if run is not None])
     return found
 
 
-def tested(runs: Sequence[Run], *, resamples: int = 1000, level: float = 0.95) -> Tested:
-    """Return the first metric of the runs' task on test: mean over the runs, with its interval.
-
-    Rows are resampled for all runs together; for one run this is what `evaluate` gives.
-    """
-    dataset = load_dataset(runs[0].data)
-    task = run_task(runs[0], dataset)
-    guesses: list[NDArray[Any]] = []
-    for run in runs:
-        located, outputs = run_outputs(run, dataset, "test", EvaluateConfig(run=run.path))
-        guesses.append(task.decode(outputs.logits))
-    targets, metric = located.targets, METRICS[task.kind][task.metrics[0]]
-    if targets is None:
-        raise SweepError(f"{runs[0].path}: the test split has no targets")
-
-    def mean(rows: Any) -> float:
-        return statistics.fmean(metric(targets[rows], guess[rows]) for guess in guesses)
-
-    random, tails = np.random.default_rng(0), (50 * (1 - level), 50 * (1 + level))
-    draws = [mean(random.integers(0, len(targets), len(targets))) for _ in range(resamples)]
-    low, high = map(float, np.percentile(draws, tails))
-    return {task.metrics[0]: Interval(mean(slice(None)), low, high)}
-
-
-def refit(config: SweepConfig, params: Params, out: Path) -> RunResult:
+def refit(config: SearchConfig, kind: Kind, params: Params, out: Path) -> RunResult:
     """Train the point `params` into the folder `out`, on train, or on train and dev."""
-    return train(_run_config(config, params, out, dev_too=config.refit == "train+dev"))
+    return kind.fit(_run_config(config, params, out, dev_too=config.refit == "train+dev"))
 
 
 def _run_config(
-    config: SweepConfig, params: Params, out: Path, *, dev_too: bool = False
-) -> TrainConfig:
-    data: DataConfig = config.run.data.model_copy(update={"fit_on_dev": dev_too})
-    seeds = {"seed": config.run.seed, "order_seed": config.run.batch_seed}
-    return apply(config.run, params, out=out, data=data.model_dump(), **seeds)
+    config: SearchConfig, params: Params, out: Path, *, dev_too: bool = False
+) -> RunConfig:
+    data = config.run.data.model_dump() | {"fit_on_dev": dev_too}
+    return apply(config.run, params, out=out, data=data, **seeds(config.run))
 
 
-def _as_run(config: SweepConfig, setups: Setups, params: Params, member: Member) -> Path | None:
+def _as_run(config: SearchConfig, kind: Kind, params: Params, member: Member) -> Path | None:
     """Write the run of a member, unless it is there; None if its state was not kept."""
-    run = member_config(config, params, member)
-    if (run.out / INFO).is_file():
-        return run.out
-    path = last_state(config.out, member)
-    if path is None:
-        return None
-    setup = setups.whole(run)
-    state = TrialState.load(path)
-    with torch.random.fork_rng():
-        model = build_model(run, setup)
-    run.out.mkdir(parents=True, exist_ok=True)
-    own = identity(run, setup)
-    finish(run, setup, model, state.progress, identity=own, tier="the cohorts of a sweep")
+    run = member_config(config.run, params, member)
+    if not (run.out / INFO).is_file():
+        state = last_state(config.out, member)
+        if state is None:
+            return None
+        kind.write_run(run, state)
     return run.out

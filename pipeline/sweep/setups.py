@@ -1,4 +1,4 @@
-"""What trials read, shared by all of a process: data, cache and folds, each opened once.
+"""What trials with a classifier read, shared by all of a process, each opened once.
 
 Trials whose data, cache and taps are equal get one `Setup`, and the loaders of one `Cache` share
 its blocks in memory. The test split is left out: nothing that chooses ever sees it.

@@ -26,7 +26,7 @@ Given = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 FIXED = frozenset(
     {
         *("out", "data", "cache", "text_cache", "media_cache", "device", "tier", "tensorboard"),
-        *("checkpoint_steps", "seed", "order_seed", "patience"),
+        *("checkpoint_steps", "seed", "order_seed", "patience", "recipe"),
     }
 )
 """Fields of a run that are the same for all trials."""

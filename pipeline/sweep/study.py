@@ -8,7 +8,6 @@ Cost: with tpe, one copy of the study in memory for each generation.
 
 import contextlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -211,10 +210,7 @@ def distribution(axis: Axis) -> Any:
 
 def decode(axis: Axis, stored: Any) -> Any:
     """Return the value that `encode` stored."""
-    if axis.choices and any(isinstance(choice, tuple) for choice in axis.choices):
-        value = json.loads(stored) if isinstance(stored, str) and stored[:1] == "[" else stored
-        return tuple(value) if isinstance(value, list) else value
-    return stored
+    return next((choice for choice in axis.choices if encode(choice) == stored), stored)
 
 
 @contextlib.contextmanager

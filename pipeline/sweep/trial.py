@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import ConfigError
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import RunConfig, SearchConfig
 from pipeline.sweep.halving import Bracket, survivors
 from pipeline.sweep.space import Params
 from pipeline.sweep.study import State
 from pipeline.sweep.units import Course, Member, Unit, UnitRecord, member_config, members_of
 from pipeline.tasks.metrics import LOWER_IS_BETTER
-from pipeline.training.config import TrainConfig
 
-ShapeOf = Callable[[TrainConfig, int], str]
+ShapeOf = Callable[[RunConfig, int], str]
 """Maps a training and its fold to text that is equal for trainings that share a cohort."""
-SizeOf = Callable[[str, TrainConfig, int, int], int]
+SizeOf = Callable[[str, RunConfig, int, int], int]
 """Maps shape, a training of it, its fold, and a number of trainings to a cohort's most."""
 
 
@@ -28,7 +27,7 @@ class Trial:
 
     number: int
     params: Params
-    configs: dict[Member, TrainConfig]
+    configs: dict[Member, RunConfig]
     """The trainings; empty if the point is no valid run."""
     courses: dict[Member, Course] = field(default_factory=dict)
     rung: int = 0
@@ -43,10 +42,10 @@ class Trial:
     """Its share of the bytes that these read."""
 
     @classmethod
-    def begin(cls, number: int, params: Params, config: SweepConfig) -> "Trial":
+    def begin(cls, number: int, params: Params, config: SearchConfig) -> "Trial":
         """Return trial `number` before its first epoch; a point that is no run has failed."""
         try:
-            configs = {m: member_config(config, params, m) for m in members_of(number, config)}
+            configs = {m: member_config(config.run, params, m) for m in members_of(number, config)}
         except ConfigError as error:
             return cls(number, params, {}, state="failed", reason=str(error))
         return cls(number, params, configs)

@@ -10,14 +10,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
-from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.config import SearchConfig
 from pipeline.sweep.space import Params, apply
 from pipeline.tasks.metrics import better
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import LoopConfig, TrainConfig
 from pipeline.training.files import write_json
 
+C = TypeVar("C", bound=LoopConfig)
 UNITS = "units"
 TRIALS = "trials"
 
@@ -35,22 +36,31 @@ class Member(NamedTuple):
         return f"seed{self.seed}-fold{self.fold}"
 
 
-def members_of(trial: int, config: SweepConfig) -> list[Member]:
+def members_of(trial: int, config: SearchConfig) -> list[Member]:
     """Return every training of a trial."""
     folds = range(max(1, config.folds))
     return [Member(trial, seed, fold) for seed in range(config.seeds) for fold in folds]
 
 
-def member_config(config: SweepConfig, params: Params, member: Member) -> TrainConfig:
+def member_config(run: C, params: Params, member: Member) -> C:
     """Return the training of a member; its folder takes an ordinary run, if it becomes one.
+
+    Args:
+        run: the run that is varied, in the folder of the sweep.
+        params: the point of the member's trial.
+        member: the training.
 
     Raises:
         ConfigError: the values of the point do not go together.
     """
-    base = config.run
-    out = trial_folder(config.out, member.trial) / f"run-seed{member.seed}"
-    seeds = {"seed": base.seed + member.seed, "order_seed": base.batch_seed}
-    return apply(base, params, out=out, **seeds)
+    out = trial_folder(run.out, member.trial) / f"run-seed{member.seed}"
+    return apply(run, params, out=out, **seeds(run, member.seed))
+
+
+def seeds(run: LoopConfig, number: int = 0) -> dict[str, int]:
+    """Return the seeds of a trial's training `number`; those that share batches have one order."""
+    order = {"order_seed": run.batch_seed} if isinstance(run, TrainConfig) else {}
+    return {"seed": run.seed + number} | order
 
 
 def trial_folder(out: Path, trial: int) -> Path:

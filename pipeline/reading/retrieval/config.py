@@ -54,6 +54,11 @@ class RetrievalData(Config):
     encoding_errors: EncodingErrors = "strict"
     """Bytes that are not UTF-8: "strict" refuses the file, "replace" marks them."""
 
+    @property
+    def kind(self) -> str:
+        """The family of the task: "retrieval"."""
+        return "retrieval"
+
     @model_validator(mode="before")
     @classmethod
     def _published_protocol(cls, values: Any) -> Any:
