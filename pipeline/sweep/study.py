@@ -185,8 +185,8 @@ def joined(space: Space) -> dict[str, Axis]:
     for axis in (axis for branch in space.branches for axis in branch):
         known = found.setdefault(axis.name, axis)
         if known.choices and axis.choices:
-            joined = tuple(dict.fromkeys((*known.choices, *axis.choices)))
-            found[axis.name] = Axis(name=axis.name, choices=joined)
+            joined = {encode(choice): choice for choice in (*known.choices, *axis.choices)}
+            found[axis.name] = Axis(name=axis.name, choices=tuple(joined.values()))
         elif (known.low, known.high, known.describe()) != (axis.low, axis.high, axis.describe()):
             raise ConfigError(
                 f"{axis.name}: branches give it {known.describe()} and {axis.describe()}; a field "

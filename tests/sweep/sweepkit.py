@@ -1,14 +1,23 @@
 """Small sweeps: nine trials on a made-up cache, and what of them must not change."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from stagekit import settings
 
+import cli
 from pipeline.sweep import SweepConfig
+from pipeline.sweep.config import SearchConfig
 from pipeline.sweep.folder import read_results
 
+ROOT = Path(cli.__file__).parent
 SPACE = {"lr": "log:1e-3..1e-1", "side_width": "4,8", "dropout": "0..0.5"}
 TIMED = {"seconds", "bytes_read"}
 
@@ -30,3 +39,28 @@ def studied(out: Path) -> list[tuple[Any, ...]]:
     """Return the trials as Optuna's storage has them."""
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{out / 'study.db'}")
     return [(t.number, t.params, t.state, t.value, t.intermediate_values) for t in study.trials]
+
+
+def begin(config: SearchConfig, *extra: str) -> subprocess.Popen[bytes]:
+    """Start the sweep of `config` in a process of its own."""
+    file = config.out.with_suffix(".json")
+    file.write_text(config.model_dump_json())
+    command = [sys.executable, ROOT / "cli.py", "sweep", "--config", file, *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def units(out: Path) -> int:
+    return len(list((out / "units").glob("*.json")))
+
+
+def kill_after(config: SearchConfig, records: int, pause: float) -> None:
+    """Kill -9 the sweep a moment after so many of its units are recorded."""
+    process = begin(config)
+    try:
+        while units(config.out) < records and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(pause)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

@@ -4,46 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
-from sweepkit import SPACE, outcome, studied, sweep_config
+from sweepkit import ROOT, SPACE, kill_after, outcome, studied, sweep_config, units
 
-import cli
-from pipeline.sweep import SweepConfig, sweep
+from pipeline.sweep import sweep
 from pipeline.sweep import work as work_module
 from pipeline.sweep.space import Space
 from pipeline.sweep.study import Study, StudyError
 
-ROOT = Path(cli.__file__).parent
 CHANGES = {"sampler": "tpe", "generation": 6, "trials": 18, "cohort": 2, "refit": "none", "keep": 2}
-
-
-def begin(config: SweepConfig, *extra: str) -> subprocess.Popen[bytes]:
-    """Start the sweep of `config` in a process of its own."""
-    file = config.out.with_suffix(".json")
-    file.write_text(config.model_dump_json())
-    command = [sys.executable, ROOT / "cli.py", "sweep", "--config", file, *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-
-def units(out: Path) -> int:
-    return len(list((out / "units").glob("*.json")))
-
-
-def kill_after(config: SweepConfig, records: int, pause: float) -> None:
-    """Kill -9 the sweep a moment after so many of its units are recorded."""
-    process = begin(config)
-    try:
-        while units(config.out) < records and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(pause)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def test_killed_at_any_moment_it_is_the_same_study(tmp_path):

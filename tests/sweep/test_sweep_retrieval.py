@@ -1,21 +1,53 @@
-"""Sweeps over two towers: the same study, the same training, one trial at a time."""
+"""Sweeps over two towers: the study of any sweep, and the training of `train`, trial by trial."""
 
+import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from pairkit import settings
+import torch
+from click.testing import CliRunner
+from pairkit import pair_config, settings
+from safetensors.torch import load_file
+from sweepkit import begin, outcome, studied, units
 
+import cli
+from pipeline.config import ConfigError
+from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.retrieval import features
+from pipeline.retrieval.build import prepare_retrieval
+from pipeline.retrieval.fits import Fits
+from pipeline.retrieval.metrics import Ranks, bootstrap
+from pipeline.retrieval.train import make_job, train_retrieval
+from pipeline.run import Run
 from pipeline.sweep import RetrievalSweepConfig, SweepResult, sweep
+from pipeline.sweep.halving import survivors
+from pipeline.sweep.pair_setups import PairSetups, assign_item_folds
+from pipeline.sweep.report import report_sweep
+from pipeline.sweep.runs import trial_config, trial_run
 
 SPACE = {"lr": "log:1e-3..3e-2", "text_side_width": "4,8", "memory_sharpness": "0.5,1"}
 
 
 def pair_sweep(folder: Path, out: str = "sweep", **changes: Any) -> RetrievalSweepConfig:
     values = settings(folder, out=out, epochs=3, embed_width=None, ema=0.5)
-    return RetrievalSweepConfig.build(
-        values | {"space": SPACE, "trials": 4, "sampler": "random", "eta": 2, "keep": 2} | changes
-    )
+    values |= {"space": SPACE, "trials": 4, "sampler": "random", "eta": 2, "keep": 2}
+    return RetrievalSweepConfig.build(values | changes)
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(cli.commands, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (load_file(path / "model.safetensors") for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +64,171 @@ def result(place: Path) -> SweepResult:
 def test_rungs_keep_the_best_and_the_others_stop(result):
     ended = [(trial["epochs"], trial["rung"], trial["state"]) for trial in result.trials]
     assert sorted(ended) == [(1, 0, "pruned")] * 2 + [(2, 1, "pruned"), (3, 2, "complete")]
+    first = {t["number"]: t["curve"][0] for t in result.trials}
+    assert [t["number"] for t in result.trials if t["rung"]] == survivors(first, 2)
+    assert result.metric == "rsum"
+    assert all(t["bytes_read"] > 0 for t in result.trials)
+    assert "1 training at a time: the towers of a retrieval are not stacked" in result.render()
+
+
+def test_a_trial_that_was_trained_in_stretches_is_what_train_makes(place, result):
+    kept = Run.open(trial_run(place / "sweep", result.best))
+    alone = train_retrieval(trial_config(place / "sweep", result.best, place / "alone"))
+    assert same_weights(kept.path, alone.path)
+    assert same_weights(kept.path, place / "sweep" / "best")
+    assert kept.info["metrics"] == alone.metrics
+    assert kept.info["identity"] == Run.open(alone.path).info["identity"]
+    tested = result.tested[result.best]
+    assert tested == {"rsum": evaluate(EvaluateConfig(run=kept.path)).metrics["rsum"]}
+
+
+def test_a_stopped_trial_can_be_trained_by_its_name(place, result):
+    loser = next(t for t in result.trials if t["state"] == "pruned")
+    name = f"{place / 'sweep'}:{loser['number']}"
+    invoke("train", "--from-trial", name, place / "loser", "--checkpoint-steps", 3)
+    info = Run.open(place / "loser").info
+    assert {key: info["config"][key] for key in loser["params"]} == loser["params"]
+    assert info["history"][0]["dev"]["rsum"] == loser["curve"][0]
+
+
+def test_the_page_draws_both_towers(place, result):
+    page = report_sweep(place / "sweep").read_text(encoding="utf-8")
+    assert "4 trials of a retrieval" in page
+    assert "text tower" in page
+    assert "media tower" in page
+    assert f"{result.trials[result.best]['score']:.1f}" in page
+
+
+def test_killed_within_an_epoch_it_is_the_same_study(tmp_path):
+    changes = {"trials": 2, "epochs": 9, "min_epochs": 8, "checkpoint_steps": 1, "refit": "none"}
+    whole = sweep(pair_sweep(tmp_path, "whole", **changes))
+    config = pair_sweep(tmp_path, "killed", **changes)
+    process = begin(config)
+    try:
+        while not list((config.out / "trials").rglob("*-epoch8")) and process.poll() is None:
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert units(config.out) < 1
+    sweep(config)
+    assert outcome(config.out) == outcome(whole.path)
+    assert studied(config.out) == studied(whole.path)
+    assert whole.tested == sweep(config).tested
+
+
+def test_folds_keep_the_items_of_a_group_together(tmp_path):
+    parts = assign_item_folds([f"group {n // 3}" for n in range(30)], 4, 0)
+    assert all(len(set(parts[n : n + 3])) == 1 for n in range(0, 30, 3))
+    assert set(parts) == set(range(4))
+    with pytest.raises(ConfigError, match="4 folds of 3 groups"):
+        assign_item_folds(["a", "b", "c", "a"], 4, 0)
+    config = pair_config(tmp_path)
+    setups = PairSetups(3)
+    train = prepare_retrieval(config).splits["train"]
+    held = [setups.get(config, fold).splits for fold in range(3)]
+    items = [item.id for splits in held for item in splits["dev"].split.items]
+    assert sorted(items) == sorted(item.id for item in train.split.items)
+    for splits in held:
+        assert set(splits) == {"train", "dev"}
+        assert not {*splits["train"].split.items} & {*splits["dev"].split.items}
+        for part in splits.values():
+            assert len(part.keys) == 16 * (len(part.text) + len(part.media))
+            owners = [part.split.items[n].id for n in part.split.item_of]
+            assert [caption.id.partition("#")[0] for caption in part.split.captions] == owners
+
+
+def test_cross_validation_and_seeds_count_by_their_mean(tmp_path):
+    config = pair_sweep(tmp_path, folds=2, seeds=2, trials=1, epochs=1, refit="train+dev")
+    result = sweep(config)
+    records = [json.loads(file.read_text()) for file in (config.out / "units").glob("*.json")]
+    scores = [c["history"][0]["dev"]["rsum"] for r in records for c in r["courses"]]
+    assert len(scores) == 4
+    assert result.trials[0]["score"] == pytest.approx(np.mean(scores))
+    assert not result.tested
+    assert set(Run.open(config.out / "best").info["examples"]) == {"train", "test"}
+
+
+def test_trials_that_fail_do_not_end_the_sweep(tmp_path):
+    space = {"lr": [1e-2, 1e30], "text_options": [{}, {"nonsense": 1}]}
+    config = pair_sweep(
+        tmp_path, space=space, sampler="grid", trials=None, clip=0.0, warmup=0.0, epochs=2
+    )
+    result = sweep(config)
+    states = [trial["state"] for trial in result.trials]
+    assert states == ["complete", "failed", "failed", "failed"]
+    assert "nonsense" in result.trials[1]["reason"]
+    assert "diverged" in result.trials[2]["reason"]
+    assert "remove" not in result.trials[2]["reason"]
+    assert sweep(config).trials == result.trials
+
+
+def test_nothing_that_chooses_has_the_test_split(tmp_path):
+    setups = PairSetups()
+    config = pair_config(tmp_path)
+    assert set(setups.get(config).splits) == {"train", "dev"}
+    assert set(setups.whole(config).splits) == {"train", "dev", "test"}
+
+
+def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monkeypatch):
+    read: list[tuple[str, ...]] = []
+    pooled = features.pooled_features
+
+    def counted(cache, taps, samples, names):
+        read.append(tuple(names))
+        return pooled(cache, taps, samples, names)
+
+    monkeypatch.setattr(features, "pooled_features", counted)
+    values = settings(tmp_path, embed_width=None)
+    config = pair_config(tmp_path, embed_width=None)
+    setup, fits = prepare_retrieval(config), Fits()
+    whole, _ = make_job(config, setup, fits)
+    assert len(read) == 2  # the captions and the items
+    other = config.model_copy(update={"lr": 0.5, "text_side_width": 4, "dropout": 0.0})
+    same, _ = make_job(other, setup, fits)
+    sharper, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, fits)
+    assert len(read) == 2
+    alone, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, Fits())
+    assert len(read) == 4
+    for one, two in ((same, whole), (sharper, alone)):
+        first, second = one.media.base.state_dict(), two.media.base.state_dict()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        norms = [tower.text.side.target_down.linear.state_dict() for tower in (one, two)]
+        assert any("mean" in name for name in norms[0])
+        means = [[v for k, v in norm.items() if "mean" in k] for norm in norms]
+        assert all(torch.equal(a, b) for a, b in zip(*means, strict=True))
+    assert not torch.equal(whole.media.base.values, sharper.media.base.values)
+    assert values["embed_width"] is None
+
+
+def test_several_runs_are_resampled_together():
+    random = np.random.default_rng(0)
+    owner = np.repeat(np.arange(20), 2)
+    ranks = [Ranks(random.integers(0, 20, 40), random.integers(0, 40, 20)) for _ in range(2)]
+    both = bootstrap(ranks, owner, resamples=50)["rsum"]
+    each = [bootstrap(one, owner, resamples=50)["rsum"] for one in ranks]
+    assert both.value == pytest.approx(np.mean([one.value for one in each]))
+    assert bootstrap([ranks[0]] * 3, owner, resamples=50)["rsum"].low == pytest.approx(each[0].low)
+
+
+def test_what_cannot_be_searched_is_told_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="not stacked: leave cohort, or give 1"):
+        pair_sweep(tmp_path, cohort=4)
+    with pytest.raises(ConfigError, match="recipe: is the same for all trials"):
+        sweep(pair_sweep(tmp_path, space={"recipe": ["default", "clip4clip"]}))
+    with pytest.raises(ConfigError, match=r"37 folds of 36 groups of training items"):
+        sweep(pair_sweep(tmp_path, folds=37))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_command_takes_both_caches(place, result):
+    values = json.loads((place / "sweep" / "sweep.json").read_text())["config"]
+    (place / "run.json").write_text(json.dumps(values | {"trials": 4}))
+    told = json.loads(invoke("sweep", "--config", place / "run.json", "--json"))
+    assert told["refit"]["reused"]
+    again = invoke("sweep", "--resume", "--out", place / "sweep")
+    assert "test rsum" in again
+    shown = invoke("sweep", "--task", "retrieval", "--help")
+    assert "TEXT_CACHE" in shown.upper()
+    assert shown.count("--folds ") == 1
+    assert os.fspath(place / "sweep" / "best") in again
