@@ -92,17 +92,15 @@ def task_family(arguments: Sequence[str]) -> str:
     task, file = _value_of("--task", arguments), _value_of("--config", arguments)
     trial = _value_of("--from-trial", arguments)
     if trial is not None:
-        from pipeline.sweep.runs import trial_settings  # noqa: PLC0415 (loads torch)
-
-        task = task or trial_settings(trial)["data"]["task"]
+        file = f"{trial.rpartition(':')[0]}/sweep.json"
     if task is None and file is not None and Path(file).is_file():
         task = _task_of(read_mapping(Path(file)))
     return "retrieval" if task in RETRIEVAL_TASKS else "sentences"
 
 
 def _task_of(values: Mapping[str, Any]) -> Any:
-    """Return the `task` of a file's values, or that of their `data` or `run`."""
-    inner = (values.get(name) for name in ("data", "run"))
+    """Return the `task` of a file's values, or that of their `data`, `run` or `config`, if any."""
+    inner = (values.get(name) for name in ("data", "run", "config"))
     found = (_task_of(each) for each in inner if isinstance(each, dict))
     return values.get("task") or next((task for task in found if task), None)
 

@@ -37,6 +37,9 @@ class DataConfig(Config):
     """Column of the label or score, by name or 0-based position; the default is "label"."""
     id: Column | None = None
     """Column of an identifier, unique in its split; by default the row's 0-based number."""
+    group_column: Column | None = None
+    """Column of a group (an author, a document), by name or 0-based position, whose rows stay in
+    one split and in one fold, beside rows of equal text; by default there is none."""
     header: bool = True
     """Whether TSV and CSV files start with a line of column names."""
     pair: Literal["joint", "separate"] = "joint"

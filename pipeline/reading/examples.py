@@ -11,7 +11,7 @@ from pipeline.inputs import TextInput
 from pipeline.reading.config import DataConfig
 from pipeline.reading.problems import BadRowError, Problems, checked_text, settle
 from pipeline.reading.sources import Source
-from pipeline.reading.tables import DataError
+from pipeline.reading.tables import DataError, Table
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ class Example(NamedTuple):
     inputs: tuple[TextInput, ...]
     target: int | float | None
     """Class index, score, or None where the label is hidden."""
+    group: str | None = None
+    """What it must stay together with, beside equal texts."""
 
 
 class _LeftOutError(Exception):
@@ -82,17 +84,18 @@ def read_examples(
     pairs = [None] * len(texts) if columns.text_pair is None else table.values(columns.text_pair)
     values = _label_values(source, labels, may_hide)
     ids = range(len(texts)) if config.id is None else table.values(config.id)
+    groups = _group_values(table, split, config)
     examples: list[Example] = []
     problems = Problems(table.source)
     problems.add(f"not {len(table.columns)} fields", *table.ragged)
     skipped = 0
-    for number, name, text, pair, value in zip(
-        table.numbers, ids, texts, pairs, values, strict=True
+    for number, name, text, pair, value, group in zip(
+        table.numbers, ids, texts, pairs, values, groups, strict=True
     ):
         try:
             inputs = _inputs(text, pair, columns.text_pair is not None, config.pair)
             target = None if value is _HIDDEN else _target(value, labels, config)
-            examples.append(Example(f"{split}/{name}", inputs, target))
+            examples.append(Example(f"{split}/{name}", inputs, target, _group(group)))
         except BadRowError as reason:
             problems.add(str(reason), number)
         except _LeftOutError:
@@ -105,6 +108,7 @@ def read_examples(
 
 
 _HIDDEN = object()
+_NO_GROUP = object()
 
 
 def _label_values(source: Source, labels: tuple[str, ...] | None, may_hide: bool) -> list[Any]:
@@ -116,6 +120,23 @@ def _label_values(source: Source, labels: tuple[str, ...] | None, may_hide: bool
     if may_hide and all(hides_label(value, labels) for value in values):
         return [_HIDDEN] * len(values)
     return values
+
+
+def _group_values(table: Table, split: str, config: DataConfig) -> list[Any]:
+    """Return the group column; all `_NO_GROUP` if there is none, which other files may lack."""
+    column = config.group_column
+    if column is None or (split != "train" and table.find(column) is None):
+        return [_NO_GROUP] * len(table.rows)
+    return table.values(column)
+
+
+def _group(value: Any) -> str | None:
+    if value is _NO_GROUP:
+        return None
+    name = _plain(value)
+    if name is None:
+        raise BadRowError("the group is missing")
+    return name
 
 
 def hides_label(value: Any, labels: tuple[str, ...] | None) -> bool:

@@ -1,7 +1,7 @@
 """What serves as train, dev and test: explicit files, GLUE's rule, or a seeded split.
 
-A seeded split is stratified by class, and examples of equal text go to one split together, so
-nothing leaks. Cost: one pass and one permutation a class.
+A seeded split is stratified by class, and examples of equal text or group go to one split together,
+so nothing leaks. Cost: one pass and one permutation a class.
 """
 
 import logging
@@ -81,16 +81,16 @@ def _with_test(
 def split_examples(
     examples: Sequence[Example], shares: Sequence[float], seed: int
 ) -> list[list[Example]]:
-    """Split `examples` by `shares`, stratified by class, equal texts together, in file order.
+    """Split `examples` by `shares`, stratified by class, clusters together, in file order.
 
     Args:
         examples: rows with targets; float targets are not stratified.
         shares: fractions that sum to 1.
         seed: seed of the permutation.
     """
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        groups[example.inputs].append(index)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, cluster in enumerate(clusters(examples)):
+        groups[cluster].append(index)
     classes: dict[object, list[list[int]]] = defaultdict(list)
     for members in groups.values():
         target = examples[members[0]].target
@@ -101,6 +101,31 @@ def split_examples(
         for number, members in enumerate(deal(classes[name], shares, random)):
             chosen[number] += members
     return [[examples[index] for index in sorted(part)] for part in chosen]
+
+
+def clusters(examples: Sequence[Example]) -> list[int]:
+    """Return a number for each example [n]; those of equal text or equal group have one number.
+
+    Texts and groups chain: if a text is in two groups, these are one cluster.
+    """
+    texts: dict[object, int] = {}
+    numbers = [texts.setdefault(example.inputs, len(texts)) for example in examples]
+    groups: dict[str, int] = {}
+    edges = [
+        (number, len(texts) + groups.setdefault(example.group, len(groups)))
+        for number, example in zip(numbers, examples, strict=True)
+        if example.group is not None
+    ]
+    if not edges:
+        return numbers
+    from scipy.sparse import coo_array  # noqa: PLC0415 (slow to import)
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
+    size = len(texts) + len(groups)
+    rows, columns = np.array(edges).T
+    graph = coo_array((np.ones(len(edges), np.int8), (rows, columns)), shape=(size, size))
+    _, found = connected_components(graph, directed=False)
+    return [int(found[number]) for number in numbers]
 
 
 def deal(
@@ -133,7 +158,12 @@ def _counts(splits: Splits) -> str:
 
 def _warn_of_leaks(splits: Splits) -> None:
     train = {example.inputs for example in splits["train"]}
+    groups = {example.group for example in splits["train"]} - {None}
     for name in ("dev", "test"):
-        shared = sum(example.inputs in train for example in splits.get(name, ()))
+        rows = splits.get(name, ())
+        shared = sum(example.inputs in train for example in rows)
         if shared:
             logger.warning("%d %s example(s) are in the training rows too", shared, name)
+        near = sum(example.group in groups for example in rows)
+        if near:
+            logger.warning("%d %s example(s) share a group with training rows", near, name)

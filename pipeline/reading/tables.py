@@ -56,8 +56,8 @@ class Table:
         if name is None:
             raise DataError(
                 f"{self.source} has no column {column!r}; it has {', '.join(self.columns)}. "
-                "Name the columns with `text`, `text_pair` and `label` (a headerless file: "
-                "`header: false` and 0-based positions)"
+                "Name the columns with `text`, `text_pair`, `label` and `group_column` (without a "
+                "header: `header: false` and 0-based positions)"
             )
         position = self.columns.index(name)
         return [row[position] for row in self.rows]

@@ -41,6 +41,7 @@ class ClassifierKind:
         """Read data and cache, and look for the taps of every branch; see `Kind`."""
         run = self.config.run
         whole = self.setups.whole(run)
+        self.setups.get(run)  # which may lack groups for its folds
         for axis in itertools.chain(*space.branches):
             for taps in axis.choices if axis.name == "taps" else ():
                 self.setups.whole(run.model_copy(update={"taps": taps}))

@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from cache import Cache
 from pipeline.config import ConfigError
 from pipeline.data import Dataset, Example, load_dataset
+from pipeline.reading.splits import clusters
 from pipeline.tasks import make_task
 from pipeline.tasks.base import target_array
 from pipeline.training.build import Setup, prepare
@@ -65,7 +66,7 @@ def fold_setup(setup: Setup, config: TrainConfig, fold: int, folds: int, seed: i
     """Return `setup` with the training rows but those of `fold` as train, and these as dev.
 
     Raises:
-        ConfigError: there are fewer different inputs than folds.
+        ConfigError: there are fewer different inputs, or groups, than folds.
     """
     located = setup.splits["train"]
     parts = assign_folds(located.examples, folds, seed)  # [n]
@@ -81,15 +82,18 @@ def fold_setup(setup: Setup, config: TrainConfig, fold: int, folds: int, seed: i
 
 
 def assign_folds(examples: Sequence[Example], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each example [n]: equal inputs in one fold, classes spread evenly.
+    """Return the fold of each example [n]: equal inputs or groups in one, classes spread evenly.
 
     Raises:
-        ConfigError: there are fewer different inputs than folds.
+        ConfigError: there are fewer different inputs, or groups, than folds.
     """
-    numbers: dict[Any, int] = {}
-    groups = [numbers.setdefault(example.inputs, len(numbers)) for example in examples]
-    if len(numbers) < folds:
-        raise ConfigError(f"{folds} folds of {len(numbers)} different inputs; take fewer folds")
+    groups = clusters(examples)
+    count = len(set(groups))
+    if count < folds:
+        what = "different inputs; take fewer folds"
+        if examples and examples[0].group is not None:
+            what = "groups of training rows; take fewer folds, or a group_column of smaller groups"
+        raise ConfigError(f"{folds} folds of {count} {what}")
     targets = target_array(examples)
     if targets is None:
         raise ConfigError("cross-validation needs training rows with targets")

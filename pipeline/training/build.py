@@ -213,6 +213,8 @@ def identity(config: TrainConfig, setup: Setup) -> str:
     """Return what must be equal for a training to be continued, as JSON text."""
     unset = {"order_seed"} if config.order_seed is None else set()
     settings = config.model_dump(mode="json", exclude={"out", "cache"} | unset)
+    if config.data.group_column is None:
+        del settings["data"]["group_column"]
     digest = hashlib.blake2b(digest_size=16)
     for name, split in setup.splits.items():
         for example in split.examples:
