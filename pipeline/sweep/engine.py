@@ -139,7 +139,7 @@ class _Search:
     def run(self) -> None:
         """Go through the generations."""
         size = self.config.generation_size or self.count
-        with open_runner(self.config, self._tell_step) as runner:
+        with open_runner(self.config, self.kind, self._tell_step) as runner:
             for start in range(0, self.count, size):
                 self._generation(range(start, min(start + size, self.count)), runner)
 

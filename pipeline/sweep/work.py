@@ -37,8 +37,8 @@ class Runner(Protocol):
 class LocalRunner:
     """Does the units in this process, in their order."""
 
-    def __init__(self, out: Path, on_step: OnStep | None = None) -> None:
-        self.out, self.on_step = out, on_step
+    def __init__(self, out: Path, kind: Kind, on_step: OnStep | None = None) -> None:
+        self.out, self.kind, self.on_step = out, kind, on_step
         self.units: deque[Unit] = deque()
 
     def submit(self, unit: Unit) -> None:
@@ -47,7 +47,7 @@ class LocalRunner:
 
     def wait(self) -> UnitRecord:
         """Do the next unit."""
-        return do_unit(self.out, self.units.popleft(), self.on_step)
+        return do_unit(self.out, self.units.popleft(), self.kind, self.on_step)
 
 
 class DaskRunner:
@@ -76,13 +76,15 @@ class DaskRunner:
 
 
 @contextmanager
-def open_runner(config: SearchConfig, on_step: OnStep | None = None) -> Iterator[Runner]:
+def open_runner(
+    config: SearchConfig, kind: Kind, on_step: OnStep | None = None
+) -> Iterator[Runner]:
     """Yield what does the units of `config`: this process, local workers, or a cluster's.
 
-    `on_step` is called after each step of this process.
+    `kind` trains in this process, and `on_step` is called after each step of it.
     """
     if not config.workers and config.scheduler is None:
-        yield LocalRunner(config.out, on_step)
+        yield LocalRunner(config.out, kind, on_step)
         return
     distributed = importlib.import_module("distributed")  # slow, and most sweeps have no workers
     if config.scheduler is not None:
@@ -97,16 +99,16 @@ def open_runner(config: SearchConfig, on_step: OnStep | None = None) -> Iterator
 def do_unit_alone(out: Path, unit: Unit) -> UnitRecord:
     """Do a unit in a worker, with one thread."""
     torch.set_num_threads(1)
-    return do_unit(out, unit)
+    return do_unit(out, unit, opened(out))
 
 
-def do_unit(out: Path, unit: Unit, on_step: OnStep | None = None) -> UnitRecord:
+def do_unit(out: Path, unit: Unit, kind: Kind, on_step: OnStep | None = None) -> UnitRecord:
     """Train the members of a unit, unless its record is there, and write states and record."""
     found = UnitRecord.find(out, unit.name)
     if found is not None:
         return found
     started = time.perf_counter()
-    courses, bytes_read = opened(out).train(unit, on_step)
+    courses, bytes_read = kind.train(unit, on_step)
     record = UnitRecord(
         name=unit.name,
         start=unit.start,

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from tiny import SENTENCES, save_tiny
 from towerkit import save_pictures
 
+import cli
 from cache import FingerprintMismatch
 from pipeline.backbones import load_backbone
 from pipeline.backbones.convnets import build_convnet
@@ -22,6 +25,7 @@ from pipeline.retrieval.data import RetrievalData, load_retrieval
 from pipeline.retrieval.train import RetrievalTrainConfig, train_retrieval
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
+from pipeline.sweep import RetrievalSweepConfig, sweep
 from pipeline.train import TrainConfig, train
 from pipeline.training.evaluation import open_cache
 
@@ -95,8 +99,8 @@ def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     assert torch.is_grad_enabled()
 
 
-def trained_towers(folder: Path) -> dict[str, Path]:
-    """Train two towers for one epoch: tiny texts, and pictures through a ConvNet from a file."""
+def cached_towers(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Cache two towers, tiny texts and pictures through a ConvNet; return places and options."""
     places = {name: folder / name for name in ("text", "run", "out", "media")}
     places |= {name: folder / f"{name}.zarr" for name in ("text_cache", "media_cache")}
     weights = folder / "lite0.safetensors"
@@ -115,7 +119,13 @@ def trained_towers(folder: Path) -> dict[str, Path]:
     extract_inputs(seer, dataset.inputs("image"), places["media_cache"])
     caches = {name: places[name] for name in ("text_cache", "media_cache")}
     options = {"out": places["run"], "data": data, "epochs": 1, "embed_width": 16, **caches}
-    train_retrieval(RetrievalTrainConfig.build(options | {"device": "cpu"}))
+    return places, options | {"device": "cpu"}
+
+
+def trained_towers(folder: Path) -> dict[str, Path]:
+    """Train two towers for one epoch."""
+    places, options = cached_towers(folder)
+    train_retrieval(RetrievalTrainConfig.build(options))
     return places
 
 
@@ -140,3 +150,16 @@ def test_a_retrieval_run_is_exported_indexed_and_searched(tmp_path: Path) -> Non
         @ model.encode_image([places["media"] / hit.path for hit in found.hits]).T
     )
     assert best[0].tolist() == pytest.approx([hit.score for hit in found.hits], abs=1e-4)
+
+
+def test_a_trial_of_two_towers_is_exported_by_its_name(tmp_path: Path) -> None:
+    places, options = cached_towers(tmp_path)
+    searched = {"space": {"lr": [1e-3, 1e-2]}, "sampler": "grid", "refit": "none"}
+    result = sweep(RetrievalSweepConfig.build(options | searched))
+    name = f"{places['run']}:{result.best}"
+    called = CliRunner().invoke(
+        cli.commands, ["export", name, str(places["out"]), "--samples", "4"], catch_exceptions=False
+    )
+    assert called.exit_code == 0, called.output
+    assert json.loads((places["out"] / "parity_report.json").read_text())["passed"]
+    assert load_retrieval_model(places["out"]).encode_text("the cat is good").shape == (1, 16)
