@@ -30,15 +30,17 @@ from pipeline.sweep.drawing import (
     tag,
     text,
 )
-from pipeline.sweep.results import shown
+from pipeline.sweep.results import points, shown
 
 Row = Mapping[str, Any]
 WIDE = 1180
+UNDER = 12
+"""Room under the axes of the parallel coordinates."""
 
 
 def describe(trial: Row, metric: str) -> str:
     """Return what a tooltip says of a trial."""
-    score = "failed" if trial["score"] is None else f"{metric} {trial['score']:.4f}"
+    score = "failed" if trial["score"] is None else f"{metric} {points(trial['score'])}"
     params = "\n".join(f"{name} = {shown(value)}" for name, value in trial["params"].items())
     return f"trial {trial['number']}: {score}, {trial['state']} after {trial['epochs']}\n{params}"
 
@@ -78,23 +80,23 @@ def parallel(trials: Sequence[Row], metric: str, *, lower: bool, logs: frozenset
     """Draw each trial as a line through its values, coloured by its score."""
     sound = [trial for trial in trials if trial["score"] is not None]
     names = list(dict.fromkeys(name for trial in sound for name in trial["params"]))
-    height = 380.0
+    height = 358.0
     places = np.linspace(70, WIDE - 90, len(names) + 1)
     columns = [_Column(sound, name, height, log=name in logs) for name in names]
     ends = [trial["score"] for trial in sound]
-    scores = Scale(min(ends), max(ends), height - 34, 44)
+    scores = Scale(min(ends), max(ends), height - UNDER, 44)
     marks = []
     ordered = sorted(sound, key=lambda t: t["score"], reverse=lower)  # the best one on top
     for rank, trial in enumerate(ordered):
         values = [
             column(trial["params"].get(name)) for name, column in zip(names, columns, strict=True)
         ]
-        points = [
-            (x, y) for x, y in zip(places, [*values, scores(trial["score"])], strict=True) if y
-        ]
+        ways = zip(places, [*values, scores(trial["score"])], strict=True)
         shade = round(9 * rank / max(1, len(ordered) - 1))
         tip = tag("title", escape(describe(trial, metric)))
-        line = path(points, class_=f"line shade{shade}", trial=trial["number"])
+        line = path(
+            [(x, y) for x, y in ways if y], class_=f"line shade{shade}", trial=trial["number"]
+        )
         marks.append(line.replace("/>", f">{tip}</path>"))
     for x, name, column in zip(places, names, columns, strict=False):
         marks.append(_upright(x, name, column.marks(), height))
@@ -105,7 +107,7 @@ def parallel(trials: Sequence[Row], metric: str, *, lower: bool, logs: frozenset
 
 def _upright(x: float, name: str, ticks: Sequence[tuple[float, str]], height: float) -> str:
     """Return one axis of the parallel coordinates."""
-    marks = [tag("line", x1=x, x2=x, y1=44, y2=height - 34, class_="axis")]
+    marks = [tag("line", x1=x, x2=x, y1=44, y2=height - UNDER, class_="axis")]
     marks.append(text(x, 22, name, class_="name"))
     for y, words in ticks:
         marks.append(tag("line", x1=x - 4, x2=x, y1=y, y2=y, class_="axis"))
@@ -118,7 +120,7 @@ class _Column:
 
     def __init__(self, trials: Sequence[Row], name: str, height: float, *, log: bool) -> None:
         values = [trial["params"][name] for trial in trials if name in trial["params"]]
-        self.bottom, self.top = height - 34, 44.0
+        self.bottom, self.top = height - UNDER, 44.0
         kinds = {str(encode(_frozen(value))): value for value in values}
         self.named: list[str] = []
         numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -30,8 +30,11 @@ code { font: 13px ui-monospace, Consolas, monospace; background: var(--line); pa
 .tile span { color: var(--soft); font-size: 13px; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr));
   gap: 14px; margin-bottom: 14px; }
-section.wide { margin-bottom: 14px; overflow-x: auto; }
-svg { display: block; width: 100%; height: auto; } svg text { font: 11.5px system-ui, sans-serif; }
+section { overflow-x: auto; } section.wide { margin-bottom: 14px; }
+svg { display: block; width: 100%; min-width: 440px; height: auto; }
+section.wide > svg { min-width: 760px; }
+section.wide > svg[aria-label^="importance"] { min-width: 440px; max-width: 600px; }
+svg text { font: 11.5px system-ui, sans-serif; }
 .tick { fill: var(--soft); } .label { fill: var(--soft); } .name { fill: var(--ink); }
 .halo { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }

@@ -3,7 +3,7 @@
 Pointing at a trial shows it in all charts and in the table; about 1 KB a trial and chart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def _body(sweep: Path, results: Mapping[str, Any]) -> str:
                 charts.curves(trials, metric, rungs, results["best"]),
             ),
         ),
-        page.pair(_importance(results), _confidence(sweep)),
+        _insights(results, _confidence(sweep)),
         page.section("Cost", _cost_note(results), _costs(results), wide=True),
         page.section("Trials", _trials_note(sweep), _table(results), wide=True),
     ]
@@ -105,36 +105,46 @@ def _facts(results: Mapping[str, Any], epochs: int) -> list[tuple[str, str]]:
     return facts
 
 
-def _importance(results: Mapping[str, Any]) -> str:
+def _insights(results: Mapping[str, Any], layers: Sequence[str]) -> str:
+    """Return what matters and which layers count: beside each other, or two towers below."""
+    if len(layers) == 1:
+        return page.pair(_importance(results), *layers)
+    return _importance(results, wide=True) + page.pair(*layers)
+
+
+def _importance(results: Mapping[str, Any], *, wide: bool = False) -> str:
     shares = results["importances"]
     if not shares:
-        return page.section("Importance", "Too few trials, or equal scores, to tell.", "")
+        note = "Too few trials, or equal scores, to tell."
+        return page.section("Importance", note, "", wide=wide)
     note = "Share of the variance of the scores after the first rung that each field explains."
-    return page.section("Importance", note, charts.importance(shares))
+    return page.section("Importance", note, charts.importance(shares), wide=wide)
 
 
-def _confidence(sweep: Path) -> str:
-    """Return the card of the winner's confidence; it says so where there is no winner's run."""
+def _confidence(sweep: Path) -> list[str]:
+    """Return a card for each tower of the winner's run, or one that says there is no such run."""
     for split in ("test", "dev"):
         try:
             panels = confidence_panels(Run.open(sweep / BEST), split)
         except RunError:
             continue
-        note = f"How much the winner trusts each layer ({split}; mean and deviation)."
-        drawn = [
-            (f'<div class="note">{escape(name)}</div>' if name else "")
-            + charts.confidence([short_name(tap) for tap in layers], groups)
+        return [
+            page.section(
+                f"Layers of the winner{', ' * bool(name)}{escape(name)}",
+                f"How much the winner trusts each layer ({split}; mean and deviation).",
+                charts.confidence([short_name(tap) for tap in layers], groups),
+            )
             for name, layers, groups in panels
         ]
-        return page.section("Layers of the winner", note, "".join(drawn))
-    return page.section("Layers of the winner", "The winner was not trained again (refit).", "")
+    return [page.section("Layers of the winner", "The winner was not trained again (refit).", "")]
 
 
 def _cost_note(results: Mapping[str, Any]) -> str:
     reasons = sorted({size["reason"] for size in results["sizes"].values()})
     listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     shapes = len(results["sizes"])
-    note = f"Trainings of one shape share each read of the cache; there are {shapes} shape(s)."
+    there = "there is one shape" if shapes == 1 else f"there are {shapes} shapes"
+    note = f"Trainings of one unit share each read of the cache; {there}."
     return f"{note}<details><summary>Sizes of the cohorts</summary><ul>{listed}</ul></details>"
 
 

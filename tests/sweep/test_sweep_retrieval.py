@@ -94,8 +94,8 @@ def test_a_stopped_trial_can_be_trained_by_its_name(place, result):
 def test_the_page_draws_both_towers(place, result):
     page = report_sweep(place / "sweep").read_text(encoding="utf-8")
     assert "4 trials of a retrieval" in page
-    assert "text tower" in page
-    assert "media tower" in page
+    assert "<h2>Layers of the winner, text tower</h2>" in page
+    assert "<h2>Layers of the winner, media tower</h2>" in page
     assert f"{result.trials[result.best]['score']:.1f}" in page
 
 
