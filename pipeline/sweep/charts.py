@@ -101,17 +101,20 @@ def parallel(trials: Sequence[Row], metric: str, *, lower: bool, logs: frozenset
     for x, name, column in zip(places, names, columns, strict=False):
         marks.append(_upright(x, name, column.marks(), height))
     ticks = [(scores(value), number(value)) for value in scores.ticks()]
-    marks.append(_upright(places[-1], f"dev {metric}", ticks, height))
+    marks.append(_upright(places[-1], f"dev {metric}", ticks, height, side=1))
     return svg("".join(marks), label="parallel coordinates", width=WIDE, height=height)
 
 
-def _upright(x: float, name: str, ticks: Sequence[tuple[float, str]], height: float) -> str:
-    """Return one axis of the parallel coordinates."""
+def _upright(
+    x: float, name: str, ticks: Sequence[tuple[float, str]], height: float, *, side: int = -1
+) -> str:
+    """Return one axis of the parallel coordinates, its numbers left (-1) or right of it (1)."""
     marks = [tag("line", x1=x, x2=x, y1=44, y2=height - UNDER, class_="axis")]
     marks.append(text(x, 22, name, class_="name"))
     for y, words in ticks:
-        marks.append(tag("line", x1=x - 4, x2=x, y1=y, y2=y, class_="axis"))
-        marks.append(text(x - 8, y + 4, words, anchor="end", class_="tick halo"))
+        marks.append(tag("line", x1=x + 4 * side, x2=x, y1=y, y2=y, class_="axis"))
+        anchor = "end" if side < 0 else "start"
+        marks.append(text(x + 8 * side, y + 4, words, anchor=anchor, class_="tick halo"))
     return "".join(marks)
 
 

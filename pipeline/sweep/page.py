@@ -36,7 +36,7 @@ section.wide > svg { min-width: 760px; }
 section.wide > svg[aria-label^="importance"] { min-width: 440px; max-width: 600px; }
 svg text { font: 11.5px system-ui, sans-serif; }
 .tick { fill: var(--soft); } .label { fill: var(--soft); } .name { fill: var(--ink); }
-.halo { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+.halo { paint-order: stroke; stroke: var(--card); stroke-width: 6px; stroke-linejoin: round; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 .rung { stroke: var(--soft); stroke-dasharray: 4 4; } .whisker { stroke: var(--ink); }
 .best { fill: none; stroke: var(--orange); stroke-width: 1.6; }
