@@ -32,6 +32,8 @@ ASSETS = Path(".demo")
 SEEDS = (0, 1, 2)
 LAYERS: tuple[Layers, ...] = ("last", "all")
 
+MEMORY = {"memory_keys": 8192}
+
 EARLY: dict[str, Any] = {
     "taps": ["embeddings", "encoder.layer.0[0-3]"],
     "class_weights": "balanced",
@@ -48,6 +50,10 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "early-noisy": EARLY | {"noise": 0.6, "dropout": 0.4, "epochs": 6},
     "early-long": EARLY | {"noise": 0.6, "dropout": 0.5, "epochs": 10, "weight_decay": 0.2},
     "early-noisier": EARLY | {"noise": 1.0, "dropout": 0.5, "epochs": 10},
+    "early-noisier-memory": EARLY | MEMORY | {"noise": 1.0, "dropout": 0.5, "epochs": 10},
+    "early-wide-memory": EARLY
+    | MEMORY
+    | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4},
     "early-noisiest": EARLY | {"noise": 1.5, "dropout": 0.5, "epochs": 14},
     "early-wide-noisy": EARLY
     | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4},
@@ -198,6 +204,9 @@ def refitted(
     """Fit the chosen candidate on train and dev together, for all its epochs; return test."""
     data = shared["data"].model_copy(update={"fit_on_dev": True})
     changed = {**shared, **chosen, "data": data}
+    if "memory_keys" in chosen:  # counts as dev chose
+        before = [Run.open(work / f"{name}-{s}").info["memory_weight"] for s in seeds]
+        changed["memory_weight"] = statistics.mean(before)
     runs = [
         finished(TrainConfig.build({**changed, "out": work / f"{name}-refit-{s}", "seed": s}))
         for s in seeds

@@ -1,8 +1,9 @@
-"""What a side tower adds its vector to: closed-form embeddings that little data cannot undo.
+"""What a side network's output is added to: closed-form models that little data cannot undo.
 
-Legend: B samples, M keys, F features (the mean of every layer, concatenated), E embedding width.
-`AnchorBase` keeps what a sentence encoder knows of likeness; `MemoryBase` is a kernel regression on
-the training rows. Both are fitted once, before the training, and nothing in them is trained.
+Legend: B samples, M keys, F features (the mean of every layer, concatenated), E embedding width or
+outputs. `AnchorBase` keeps what a sentence encoder knows of likeness; `KernelRegression` predicts
+from the training rows, and `MemoryBase` is its direction. All are fitted once; nothing in them is
+trained.
 Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbers kept.
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AnchorBase", "MemoryBase"]
+__all__ = ["AnchorBase", "KernelRegression", "MemoryBase"]
 
 
 class AnchorBase(nn.Module):
@@ -56,14 +57,10 @@ class AnchorBase(nn.Module):
         self.transform.copy_(vectors * factors @ vectors.T)
 
 
-class MemoryBase(nn.Module):
-    """Kernel regression on the training rows, as attention over M of them.
+class KernelRegression(nn.Module):
+    """Kernel ridge regression on M of the training rows: ``sum_m exp(-g |x' - k_m|^2 / F) v_m``.
 
-        x' = (x - mean) / scale      w = softmax_m(2 g/F x' k_m - g/F |k_m|^2)      y = w V
-
-    Up to a positive factor a sample this is ``sum_m exp(-g |x' - k_m|^2 / F) v_m``, the prediction
-    of a kernel ridge regression of coefficients V: the direction, all that a cosine sees, is equal.
-    Tip-Adapter (arXiv 2207.09519) has this form, with the training samples as keys.
+    ``x' = (x - mean) / scale``. Far from all keys it is 0.
 
     Args:
         keys: M.
@@ -94,12 +91,12 @@ class MemoryBase(nn.Module):
         self.register_buffer("sharpness", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the bases of features ``[B, F]``, ``[B, E]``, of length 1."""
-        rate = self.sharpness / features.shape[-1]
-        given = (features.to(self.keys.dtype) - self.mean) / self.scale
-        lengths = self.keys.square().sum(-1)  # [M]
-        weights = torch.softmax(rate * (2 * given @ self.keys.T - lengths), -1)  # [B, M]
-        return F.normalize(weights @ self.values, dim=-1)
+        """Return the predictions of features ``[B, F]``, ``[B, E]``."""
+        return kernel(self.scaled(features), self.keys, self.sharpness) @ self.values
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return features ``[B, F]`` in the keys' units."""
+        return (features.to(self.keys.dtype) - self.mean) / self.scale
 
     @torch.no_grad()
     def fit(
@@ -110,19 +107,21 @@ class MemoryBase(nn.Module):
         keys: Tensor,
         sharpness: float = 1.0,
         ridge: float = 0.3,
+        weights: Tensor | None = None,
     ) -> None:
         """Set keys and coefficients by regularised least squares over all rows.
 
-        ``min_V |K_nm V - Y|^2 + ridge tr(V^T K_mm V)``: kernel ridge regression if every row is a
-        key, else its Nystroem approximation. Computed in float64.
+        ``min_V |W^(1/2) (K_nm V - Y)|^2 + ridge tr(V^T K_mm V)``: kernel ridge regression
+        if every row is a key, else its Nystroem approximation. Computed in float64.
 
         Args:
             features: ``[n, F]``.
-            wanted: Y, what the rows should be embedded as, ``[n, E]``.
+            wanted: Y, what the rows should be mapped to, ``[n, E]``.
             keys: ``LongTensor [M]``, the rows to keep as keys.
             sharpness: g, the inverse square of the kernel's width, in units of one feature's
                 deviation.
             ridge: the weight of the penalty.
+            weights: W, how much each row counts, ``[n]``; 1 by default.
         """
         mean, scale = features.double().mean(0), features.double().std(0, correction=0)
         scale = torch.where(scale > 1e-3 * scale.mean(), scale, scale.mean().clamp_min(1e-6))
@@ -130,9 +129,10 @@ class MemoryBase(nn.Module):
         chosen = rows[keys]
         between = kernel(rows, chosen, sharpness)  # [n, M]
         among = between[keys]  # [M, M]
-        left = between.T @ between + ridge * among
+        weighted = between if weights is None else between * weights.double()[:, None]
+        left = weighted.T @ between + ridge * among
         left.diagonal().add_(1e-8 * left.diagonal().mean())
-        values = torch.linalg.solve(left, between.T @ wanted.double())
+        values = torch.linalg.solve(left, weighted.T @ wanted.double())
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.keys.copy_(chosen)
@@ -140,7 +140,24 @@ class MemoryBase(nn.Module):
         self.sharpness.fill_(sharpness)
 
 
-def kernel(rows: Tensor, keys: Tensor, sharpness: float) -> Tensor:
+class MemoryBase(KernelRegression):
+    """The direction of a kernel regression on the training rows, as attention over M of them.
+
+        w = softmax_m(2 g/F x' k_m - g/F |k_m|^2)      y = w V
+
+    Up to a positive factor a sample this is `KernelRegression`: the direction, all that a cosine
+    sees, is equal. Tip-Adapter (arXiv 2207.09519) has this form, with the training samples as keys.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the bases of features ``[B, F]``, ``[B, E]``, of length 1."""
+        rate = self.sharpness / features.shape[-1]
+        lengths = self.keys.square().sum(-1)  # [M]
+        scores = 2 * self.scaled(features) @ self.keys.T - lengths
+        return F.normalize(torch.softmax(rate * scores, -1) @ self.values, dim=-1)
+
+
+def kernel(rows: Tensor, keys: Tensor, sharpness: float | Tensor) -> Tensor:
     """Return ``exp(-sharpness |x - k|^2 / F)`` of ``[n, F]`` and ``[M, F]``, ``[n, M]``."""
     distance = rows.square().sum(1)[:, None] + keys.square().sum(1) - 2 * rows @ keys.T
     return torch.exp(-sharpness / rows.shape[1] * distance.clamp_min(0))

@@ -1,8 +1,10 @@
 """SideClassifier: side network, pooling over tokens and a head for classification or regression.
 
 Legend: B examples, S segments (1: a sentence or joint pair, 2: two sentences encoded separately),
-L tokens (padded), T valid tokens (packed), N targets, E features, P pooled width.
-Price: the side network's GEMMs; pooling and head are below a hundredth of it.
+L tokens (padded), T valid tokens (packed), N targets, E features, P pooled width, M keys,
+F features of the memory (the mean of every layer, concatenated).
+Price: the side network's GEMMs; pooling and head are below a hundredth of it. A memory costs
+[B, F] x [F, M].
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from .bases import KernelRegression
 from .config import SideNetworkConfig
 from .layers import check_choice
+from .packed import segment_mean
 from .pooling import TokenPooling, TokenPoolingKind
 
 __all__ = ["Prediction", "SideClassifier"]
@@ -43,6 +47,8 @@ class SideClassifier(nn.Module):
         segments: 1 or 2.
         norm: LayerNorm on the pooled vector.
         hidden: width of a hidden layer (GELU) before the output; 0 for a linear head.
+        memory: keys of a `KernelRegression` on the means of all layers, whose outputs are added to
+            the head's; 0 for none. It is fitted, not trained.
 
     Raises:
         ValueError: if an option is out of range.
@@ -58,6 +64,7 @@ class SideClassifier(nn.Module):
         segments: int = 1,
         norm: bool = True,
         hidden: int = 0,
+        memory: int = 0,
     ) -> None:
         super().__init__()
         check_choice("pooling", pooling, TokenPoolingKind)
@@ -75,6 +82,7 @@ class SideClassifier(nn.Module):
             "segments": segments,
             "norm": norm,
             "hidden": hidden,
+            "memory": memory,
         }
         self.segments = segments
         self.side = side.build()
@@ -87,6 +95,11 @@ class SideClassifier(nn.Module):
             layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout)]
         layers.append(nn.Linear(hidden or width, num_outputs))
         self.head = nn.Sequential(*layers)
+        self.pooled_width = pooled
+        features = (sum(side.widths) + side.anchor_width) * (1 if segments == 1 else 4)
+        self.memory = (
+            KernelRegression(keys=memory, width=features, out_width=num_outputs) if memory else None
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -118,6 +131,7 @@ class SideClassifier(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the pooled, normed vector ``[B, P]`` and the confidence ``[B, N]`` of each row.
 
+        With a memory the vector is ``[B, P + F]``, with the layers' means behind.
         The first half of `forward`; arguments as there. With `classify` it lets two segments of
         different padding go in one after the other. Trace two segments that way: torch.export ties
         a trace of `forward` on ``2 B`` rows to ``B > 1``.
@@ -130,20 +144,46 @@ class SideClassifier(nn.Module):
             )
         side = self.side(states[-1], states[:-1], mask=mask, offsets=offsets)
         pooled = self.norm(self.pooling(side.features, mask=mask, offsets=offsets))
+        if self.memory is not None:
+            pooled = torch.cat((pooled, layer_means(states, mask=mask, offsets=offsets)), -1)
         return pooled, side.confidence
 
     def classify(self, pooled: Sequence[Tensor], confidence: Sequence[Tensor]) -> Prediction:
-        """Combine one `pool` result per segment, ``[B, P]`` and ``[B, N]`` each, and predict.
+        """Combine one `pool` result per segment, vector and confidence, and predict.
 
         Raises:
             ValueError: if the number of segments is not this classifier's.
         """
         if len(pooled) != self.segments:
             raise ValueError(f"{len(pooled)} segments were given, expected {self.segments}")
-        vector = pooled[0]
-        if self.segments == 2:
-            vector = combine_segments(*pooled)
-        return Prediction(self.head(vector), torch.stack(tuple(confidence)).mean(0))
+        logits = self.head(_joined([vector[:, : self.pooled_width] for vector in pooled]))
+        if self.memory is not None:
+            means = [vector[:, self.pooled_width :] for vector in pooled]
+            logits = logits + self.memory(_joined(means)).to(logits.dtype)
+        return Prediction(logits, torch.stack(tuple(confidence)).mean(0))
+
+
+def layer_means(
+    states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
+) -> Tensor:
+    """Return the mean over the valid tokens of every layer, concatenated, ``[B, (N + 1) D]``.
+
+    Args:
+        states: ``[N + 1, B, L, D]`` padded or ``[N + 1, T, D]`` packed.
+        mask: ``[B, L]``, true at valid tokens (padded only; None if all are).
+        offsets: ``LongTensor [B + 1]`` (packed only).
+    """
+    if offsets is not None:
+        return torch.cat([segment_mean(tap, offsets) for tap in states], -1)
+    if mask is None:
+        return states.mean(2).transpose(0, 1).flatten(1)
+    valid = mask[..., None].to(states.dtype)  # [B, L, 1]
+    means = (states * valid).sum(2) / valid.sum(1)  # [N + 1, B, D]
+    return means.transpose(0, 1).flatten(1)
+
+
+def _joined(vectors: Sequence[Tensor]) -> Tensor:
+    return vectors[0] if len(vectors) == 1 else combine_segments(*vectors)
 
 
 def combine_segments(first: Tensor, second: Tensor) -> Tensor:

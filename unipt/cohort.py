@@ -225,6 +225,8 @@ class StackedClassifiers(nn.Module):
 
 
 def _check_stackable(model: SideClassifier) -> None:
+    if model.memory is not None:
+        raise ValueError("a classifier with a memory is finished; stack it without, memory=0")
     side = model.config["side"]
     widths = {*side["widths"], side["anchor_width"]}
     norms = {side["down_norm"], side["projection_norm"]}

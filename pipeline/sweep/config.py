@@ -103,6 +103,22 @@ class SweepConfig(SearchConfig):
     run: TrainConfig
     """The run that every trial starts from; its `out` is the folder of the sweep."""
 
+    @model_validator(mode="after")
+    def _memory_is_weighed(self) -> Self:
+        if self.refit == "train+dev" and self.run.memory_keys and self.run.memory_weight is None:
+            raise ValueError(
+                "refit: train+dev leaves no dev split to weigh the memory by; give memory_weight, "
+                "or refit: train"
+            )
+        parts = [self.space] if isinstance(self.space, dict) else self.space
+        swept = sorted({name for part in parts for name in part if name.startswith("memory_")})
+        if swept:
+            raise ValueError(
+                f"{', '.join(swept)} cannot be searched: trials are scored without their memory, "
+                "which is fitted once they are trained"
+            )
+        return self
+
 
 class RetrievalSweepConfig(SearchConfig):
     """A sweep over trainings of two towers, which train one at a time.

@@ -34,6 +34,9 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean training loss of outputs [B, C] against targets [B]."""
 
+    def aims(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return outputs [n, C] for a least-squares fit of targets [n], and each row's weight."""
+
     def decode(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
         """Turn outputs [n, C], in the target's units, into predictions [n]."""
 

@@ -62,6 +62,13 @@ class Classification:
             outputs.float(), targets, weight=weights, label_smoothing=self.label_smoothing
         )
 
+    def aims(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return classes [n] one-hot without their (weighted) mean [n, C], and weights [n]."""
+        hot = F.one_hot(targets, self.num_outputs).float()
+        weights = None if self.weights is None else self.weights[targets]
+        share = hot if weights is None else hot * weights[:, None]
+        return hot - share.sum(0) / share.sum(), weights
+
     def decode(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
         """Return the most likely class of each row, [n]."""
         classes: NDArray[np.int64] = outputs.argmax(axis=1)

@@ -57,6 +57,10 @@ class Regression:
         wanted = (targets - self.mean) / self.deviation
         return F.mse_loss(outputs.float().squeeze(1), wanted.float())
 
+    def aims(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the standardised scores, [n, 1]."""
+        return ((targets - self.mean) / self.deviation).float()[:, None], None
+
     def decode(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
         """Return the scores [n]."""
         return outputs[:, 0].astype(np.float64)

@@ -207,6 +207,8 @@ def rescale_outputs(model: SideClassifier, scale: float, shift: float) -> None:
     with torch.no_grad():
         output.weight.mul_(scale)
         output.bias.mul_(scale).add_(shift)
+        if model.memory is not None:
+            model.memory.values.mul_(scale)
 
 
 def identity(config: TrainConfig, setup: Setup) -> str:

@@ -84,6 +84,15 @@ class TrainConfig(LoopConfig):
     """Gaussian noise on the cached states, in standard deviations of each feature."""
     token_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each token to be dropped in a training step."""
+    memory_keys: int = Field(default=0, ge=0)
+    """Training rows that a kernel regression keeps, whose outputs are added to the trained side
+    network's; 0 for none."""
+    memory_weight: float | None = Field(default=None, ge=0)
+    """Weight of the memory's outputs, the network's having 1; by default dev's loss decides."""
+    memory_sharpness: float = Field(default=0.25, gt=0)
+    """Inverse square of the width of the memory's kernel, in units of a feature's deviation."""
+    memory_penalty: float = Field(default=0.1, gt=0)
+    """Weight of the memory's ridge penalty; larger is smoother."""
     order_seed: int | None = Field(default=None, ge=0)
     """Seed of what trainings can share: the order of the examples, noise and dropped tokens; by
     default the seed."""
@@ -101,4 +110,9 @@ class TrainConfig(LoopConfig):
             raise ValueError("label_smoothing and class_weights are options of classification")
         if self.data.fit_on_dev and self.patience is not None:
             raise ValueError("patience needs a dev split, and fit_on_dev leaves none")
+        if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
+            raise ValueError(
+                "fit_on_dev leaves no dev split to weigh the memory by; give memory_weight, for "
+                "example what run.json says of a run that had one"
+            )
         return self

@@ -24,6 +24,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.ema import copy_weights
 from pipeline.training.files import write_json, write_with
 from pipeline.training.inference import run_model
+from pipeline.training.memory import add_memory
 from unipt import SideClassifier
 
 
@@ -87,12 +88,16 @@ def finish(
     Args:
         config: of the training.
         setup: its data and cache.
-        model: takes the best weights, with outputs in the target's units.
+        model: takes the best weights; written with outputs in the target's units, and with a memory
+            where the config asks for one.
         now: the finished training's progress, with a best epoch.
         identity: what must be equal for the run to be the same.
         tier: where the batches came from, and why.
     """
     model.load_state_dict(now.best_weights)
+    memory_weight = None
+    if config.memory_keys:
+        model, memory_weight = add_memory(config, setup, model.to(setup.device))
     scale, shift = setup.task.unscale
     if (scale, shift) != (1.0, 0.0):
         rescale_outputs(model, scale, shift)
@@ -103,7 +108,7 @@ def finish(
         now,
         metrics=_predict(config, setup, model.to(setup.device)),
         tier=tier,
-        info=_info(config, setup, model) | {"identity": identity},
+        info=_info(config, setup, model) | {"identity": identity, "memory_weight": memory_weight},
     )
 
 

@@ -47,6 +47,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         max_length: int = 12,
         store: str | dict[str, str] = "float16",
         pool: str = "none",
+        memory: int = 0,
         **tokenizer: object,
     ) -> Made:
         torch.manual_seed(1)
@@ -72,7 +73,13 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         side = SideNetworkConfig(
             widths=(16,) * (len(taps) - 1), anchor_width=16, side_width=8, out_width=16
         )
-        classifier = SideClassifier(side=side, num_outputs=len(labels or "1"), segments=segments)
+        classifier = SideClassifier(
+            side=side, num_outputs=len(labels or "1"), segments=segments, memory=memory
+        )
+        if classifier.memory is not None:
+            keys, values = classifier.memory.keys, classifier.memory.values
+            keys.copy_(torch.randn_like(keys))
+            values.copy_(torch.randn_like(values))
         trained = TrainedClassifier(
             classifier=classifier.eval(),
             taps=taps,

@@ -100,6 +100,16 @@ def test_cached_and_fused_agree_for_every_family(
     assert report.rows[1].length > report.rows[0].length or pair != "separate"
 
 
+@pytest.mark.parametrize("pair", ["none", "separate"])
+def test_a_memory_is_exported(make: Callable[..., Any], tmp_path: Path, pair: str) -> None:
+    made = make(pair=pair, store="float32", memory=7)
+    report = export_model(made.job(), tmp_path / "out", forms=("torch_export",)).parity
+    assert report.passed
+    assert report.worst < 2e-5
+    model, _ = load_fused(tmp_path / "out")
+    assert torch.equal(model.side_classifier.memory.values, made.trained.classifier.memory.values)
+
+
 @pytest.mark.parametrize(("model_type", "pair"), [("bert", "separate"), ("gpt2", "none")])
 def test_torch_export_takes_any_batch_and_length(
     make: Callable[..., Any], tmp_path: Path, model_type: str, pair: str
@@ -123,9 +133,12 @@ def test_a_single_pair_is_traced_for_any_batch(make: Callable[..., Any], tmp_pat
     _check_other_sizes(torch.export.load(out / "model.pt2").module(), out)
 
 
-def test_onnx_takes_any_batch_and_length(make: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [0, 7])
+def test_onnx_takes_any_batch_and_length(
+    make: Callable[..., Any], tmp_path: Path, memory: int
+) -> None:
     ort = pytest.importorskip("onnxruntime")
-    made = make("distilbert", pair="separate", store="float32")
+    made = make("distilbert", pair="separate", store="float32", memory=memory)
     out = tmp_path / "out"
     report = export_model(made.job(), out, forms=("onnx",))
     rows = [row for row in report.parity.rows if row.artefact == "onnx"]

@@ -153,6 +153,8 @@ def test_fields_of_the_run_stand_beside_those_of_the_sweep():
         ({"workers": 2, "scheduler": "tcp://a:1"}, "not both"),
         ({"patience": 2}, "pruner none"),
         ({"run": {"data": {"fit_on_dev": True}}}, "leaves no dev split"),
+        ({"memory_keys": 5, "refit": "train+dev"}, "give memory_weight"),
+        ({"space": {"memory_keys": [1, 2]}}, "memory_keys cannot be searched"),
         ({"sampler": "annealing"}, "'tpe', 'random', 'grid' or 'qmc'"),
     ],
 )

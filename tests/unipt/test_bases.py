@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unipt.bases import AnchorBase, MemoryBase
+from unipt.bases import AnchorBase, KernelRegression, MemoryBase
 
 
 def rows(count: int = 40, width: int = 6) -> Tensor:
@@ -68,3 +68,24 @@ def test_a_constant_feature_does_not_count() -> None:
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="of at least 1"):
         MemoryBase(keys=0, width=3, out_width=2)
+
+
+def test_weights_solve_the_weighted_normal_equations() -> None:
+    features, wanted = rows().double(), torch.randn(40, 2).double()
+    weights, keys = torch.rand(40).double() + 0.1, torch.arange(0, 40, 4)
+    memory = KernelRegression(keys=10, width=6, out_width=2).double()
+    memory.fit(features, wanted, keys=keys, sharpness=0.7, ridge=0.3, weights=weights)
+    scaled = (features - features.mean(0)) / features.std(0, correction=0)
+    between = torch.exp(-0.7 / 6 * torch.cdist(scaled, scaled[keys]).square())
+    slope = between.T @ (weights[:, None] * (between @ memory.values - wanted))
+    rest = slope + 0.3 * between[keys] @ memory.values  # half the gradient, 0 at the minimum
+    assert rest.abs().max() < 1e-5
+    assert slope.abs().max() > 0.1
+    assert torch.allclose(memory(features), between @ memory.values, atol=1e-8)
+
+
+def test_a_kernel_regression_is_silent_far_from_its_rows() -> None:
+    memory = KernelRegression(keys=40, width=6, out_width=1)
+    memory.fit(rows(), torch.ones(40, 1), keys=torch.arange(40))
+    assert memory(rows()).min() > 0.5
+    assert memory(rows() + 100).abs().max() < 1e-6

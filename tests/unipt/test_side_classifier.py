@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unipt import SideClassifier, SideNetworkConfig, TapRecorder, pack
+from unipt.cohort import StackedClassifiers
 from unipt.pooling import TokenPoolingKind
 
 SIDE = SideNetworkConfig(widths=[6] * 3, anchor_width=6, side_width=4, out_width=5)
@@ -192,3 +193,35 @@ def test_recorder_under_export() -> None:
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     x = torch.randn(5, 3)
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+def test_a_memory_is_added_to_the_head(segments: int) -> None:
+    model = build(segments=segments, memory=5)
+    plain = build(segments=segments)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    states, mask = batch()
+    memory = model.memory
+    assert memory is not None
+    means = (states * mask[..., None]).sum(2) / mask.sum(1)[:, None]  # [4 taps, rows, 6]
+    seen = means.transpose(0, 1).flatten(1)
+    if segments == 2:
+        u, v = seen.chunk(2)
+        seen = torch.cat((u, v, (u - v).abs(), u * v), 1)
+    memory.fit(seen, torch.eye(len(seen), 2), keys=torch.arange(len(seen)).repeat(5)[:5], ridge=1.0)
+    alone, whole = plain(states, mask=mask), model(states, mask=mask)
+    torch.testing.assert_close(whole.logits, alone.logits + memory(seen))
+    assert not torch.allclose(whole.logits, alone.logits)
+    torch.testing.assert_close(whole.confidence, alone.confidence)
+    values, offsets = pack(states, mask)
+    torch.testing.assert_close(model(values, offsets=offsets).logits, whole.logits)
+    full = model(states).logits
+    torch.testing.assert_close(full, model(states, mask=torch.ones_like(mask)).logits)
+    again = SideClassifier.from_config(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(states, mask=mask).logits, whole.logits)
+
+
+def test_a_finished_classifier_is_not_stacked() -> None:
+    with pytest.raises(ValueError, match="memory=0"):
+        StackedClassifiers([build(memory=3)])
