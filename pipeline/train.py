@@ -71,7 +71,9 @@ def make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
     low = config.precision == "bfloat16"
 
     def loss_of(batch: Batch, now: Progress) -> Tensor:
-        states, offsets = training_states(config, batch, device, epoch=now.epoch, number=now.batch)
+        states, offsets = training_states(
+            config, batch, device, epoch=now.epoch, number=now.batch, convert=False
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             outputs = model(states, offsets=offsets).logits  # [B, C]
         return task.loss(outputs, targets[batch.index].to(device))

@@ -3,17 +3,14 @@
 Legend: K trials, T valid tokens (packed, the samples ordered by length), M = N + 1 states of width
 D (the anchor last), d side width.
 
-On an accelerator all trials are one GEMM [T, D] x [D, K d] a state. On a CPU a trial is a GEMM of
-its own, so that what follows it (norm, interaction) finds its rows in the processor's cache; the
-products go through oneDNN, which has the wide vectors of every processor (measured on a Zen 5, one
-core, d = 48: 170 GFLOP/s in float32 where the default has 75). With bfloat16 states the products
-are bfloat16, the sums float32.
+On an accelerator all trials are one GEMM [T, D] x [D, K d] a state. On a CPU a trial is reduced
+as it would be alone (`reduce_layers`), so that what follows (norm, interaction) finds its rows in
+the processor's cache. With bfloat16 states the products are bfloat16, the sums float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +19,9 @@ from torch.nn import functional as F
 from .interaction import residual_rows
 from .network import SideNetwork
 from .packed import check_offsets, group_by_length, invert
+from .reduction import reduce_layers
 
-__all__ = ["SharedStates", "reduce_trials"]
+__all__ = ["SharedStates", "reduce_trials", "stack_trials"]
 
 
 class SharedStates:
@@ -37,7 +35,7 @@ class SharedStates:
         together: reduce all trials in one GEMM a state, instead of one after another.
 
     Attributes:
-        inputs: ordered, one ``[T, D]`` a state, in oneDNN's form where it is used.
+        inputs: ordered, one ``[T, D]`` a state.
         offsets: of the ordered samples.
         groups: the order.
         samples: place of each sample in the order, ``[B]``.
@@ -65,11 +63,10 @@ class SharedStates:
         self.offsets = F.pad(lengths.cumsum(0), (1, 0))
         self.samples = invert(self.groups.samples)
         self.together, self.tokens, self.layers = together, states.shape[1], layers
-        blocked = _onednn(states, dtype) and not together
         self.inputs: list[Tensor] = []
         for state in states:  # one by one: each stays in the cache until it has its last form
-            ordered = side.target_down.prepare(state[self.groups.tokens].to(dtype))
-            self.inputs.append(ordered.to_mkldnn() if blocked else ordered)
+            ordered = state[self.groups.tokens].to(dtype)
+            self.inputs.append(side.target_down.prepare(ordered).to(dtype))
         self._rows: dict[int, Tensor] = {}
         self._identities: dict[int, Tensor] = {}
 
@@ -101,118 +98,53 @@ def reduce_trials(
     side: SideNetwork, shared: SharedStates, weights: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Bring the shared states to each trial's a ``[K, T, d]`` and t ``[K, N, T, d]``."""
-    down, width = side.target_down, side.widths[0]
+    targets = _reduce(side, "target", shared, shared.inputs[:-1], weights)
+    return _reduce(side, "anchor", shared, shared.inputs[-1:], weights)[:, 0], targets
 
-    def both(name: str, dim: int = 1) -> Tensor:
-        parts = [weights[f"side.{part}_down.{name}"] for part in ("target", "anchor")]
-        return torch.cat(parts, dim)
 
-    weight, bias = both(f"linear.weight.{width}"), both("linear.bias")  # [K, M, d, D], [K, M, d]
+def _reduce(
+    side: SideNetwork,
+    part: str,
+    shared: SharedStates,
+    states: list[Tensor],
+    weights: Mapping[str, Tensor],
+) -> Tensor:
+    """Reduce n states to ``[K, n, T, d]`` by the anchor's or the targets' Down."""
+    down, name = side.target_down, f"side.{part}_down."
+    width = side.widths[0]
+    weight, bias = weights[f"{name}linear.weight.{width}"], weights[f"{name}linear.bias"]
     if down.linear.standardize:
-        weight = weight / both(f"linear.scale_{width}", 0)[:, None]
-        bias = bias - (weight @ both(f"linear.mean_{width}", 0)[..., None])[..., 0]
-    norm = () if down.norm is None else (both("norm.weight"), both("norm.bias"))
+        weight = weight / weights[f"{name}linear.scale_{width}"][:, None]
+        bias = bias - (weight @ weights[f"{name}linear.mean_{width}"][..., None])[..., 0]
+    norm: tuple[Tensor, ...] = ()
+    if down.norm is not None:
+        norm = (weights[f"{name}norm.weight"], weights[f"{name}norm.bias"])  # [K, n, d] each
     eps = 0.0 if down.norm is None else down.norm.eps
     if shared.together:
-        reduced = _reduce_together(torch.stack(shared.inputs), eps, weight, bias, norm)
-        return reduced[:, -1], reduced[:, :-1]
-    result = _ReduceEach.apply(shared, eps, weight, bias, *norm)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor], result)
+        return _reduce_together(torch.stack(states), eps, weight, bias, norm)
+    reduced = [
+        reduce_layers(states, own[0], own[1], own[2:], eps=eps)
+        for own in zip(weight, bias, *norm, strict=True)
+    ]
+    return stack_trials(reduced)
+
+
+def stack_trials(values: Sequence[Tensor]) -> Tensor:
+    """Join one tensor a trial to ``[K, ...]``; a single one is not copied."""
+    return values[0][None] if len(values) == 1 else torch.stack(tuple(values))
 
 
 def _reduce_together(
     states: Tensor, eps: float, weight: Tensor, bias: Tensor, norm: tuple[Tensor, ...]
 ) -> Tensor:
     trials, layers, narrow, width = weight.shape
-    wide = weight.permute(1, 3, 0, 2).reshape(layers, width, -1)  # [M, D, K d]
+    wide = weight.permute(1, 3, 0, 2).reshape(layers, width, -1)  # [n, D, K d]
     shift = bias.transpose(0, 1).reshape(layers, 1, -1)
     if not torch.is_autocast_enabled(states.device.type):
         states = states.to(wide.dtype)
-    reduced = torch.baddbmm(shift, states, wide)  # [M, T, K d]
-    reduced = reduced.view(layers, -1, trials, narrow).permute(2, 0, 1, 3)  # [K, M, T, d]
+    reduced = torch.baddbmm(shift, states, wide)  # [n, T, K d]
+    reduced = reduced.view(layers, -1, trials, narrow).permute(2, 0, 1, 3)  # [K, n, T, d]
     if not norm:
         return reduced
     scale, offset = (value[:, :, None] for value in norm)
     return F.layer_norm(reduced, (narrow,), eps=eps) * scale + offset
-
-
-class _ReduceEach(torch.autograd.Function):
-    """``LayerNorm(x_m W_km^T + b_km)`` trial by trial and state by state, on a CPU."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, shared: SharedStates, eps: float, weight: Tensor, bias: Tensor, *norm: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        trials, layers, narrow, _ = weight.shape
-        tokens, last = shared.tokens, layers - 1
-        targets = weight.new_empty(trials, last, tokens, narrow)
-        anchor = weight.new_empty(trials, tokens, narrow)
-        saved: list[Tensor] = []
-        for trial in range(trials):
-            for layer, state in enumerate(shared.inputs):
-                reduced = _linear(state, weight[trial, layer], bias[trial, layer])
-                if norm:
-                    scale, shift = (value[trial, layer] for value in norm)
-                    saved.append(reduced)
-                    reduced, *about = torch.native_layer_norm(
-                        reduced, scale.shape, scale, shift, eps
-                    )
-                    saved += about  # mean and 1 / deviation
-                (anchor[trial] if layer == last else targets[trial, layer]).copy_(reduced)
-        ctx.shared, ctx.shape, ctx.norm = shared, weight.shape, bool(norm)
-        ctx.save_for_backward(*saved, *norm)
-        return anchor, targets
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (anchor, targets), (trials, layers, narrow, _) = grads, ctx.shape
-        weight_grad = anchor.new_empty(ctx.shape)
-        bias_grad = anchor.new_empty(trials, layers, narrow)
-        norm_grads = [torch.empty_like(bias_grad) for _ in range(2 if ctx.norm else 0)]
-        saved = iter(ctx.saved_tensors[:-2] if ctx.norm else ())
-        for trial in range(trials):
-            for layer, state in enumerate(ctx.shared.inputs):
-                own = anchor[trial] if layer == layers - 1 else targets[trial, layer]
-                if ctx.norm:
-                    affine = [value[trial, layer] for value in ctx.saved_tensors[-2:]]
-                    own, *rest = torch.ops.aten.native_layer_norm_backward(
-                        own.contiguous(),
-                        next(saved),
-                        [narrow],
-                        next(saved),
-                        next(saved),
-                        *affine,
-                        [True] * 3,
-                    )
-                    for total, part in zip(norm_grads, rest, strict=True):
-                        total[trial, layer] = part
-                bias_grad[trial, layer] = own.sum(0)
-                weight_grad[trial, layer] = _weight_grad(own, state)
-        return None, None, weight_grad, bias_grad, *norm_grads
-
-
-def _onednn(states: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products in `dtype` with these states go through oneDNN's own tensors."""
-    present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return present and dtype == torch.float32 and states.device.type == "cpu"
-
-
-def _linear(state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x W^T + b`` in float32, ``[T, D]`` and ``[d, D]`` to ``[T, d]``."""
-    if state.is_mkldnn:
-        blocked = (value.contiguous().to_mkldnn() for value in (weight, bias))
-        return cast(Tensor, torch.ops.aten.mkldnn_linear(state, *blocked).to_dense())
-    if state.dtype == torch.bfloat16:
-        return torch.mm(state, weight.to(state.dtype).T).float() + bias
-    return torch.addmm(bias, state, weight.T)
-
-
-def _weight_grad(grad: Tensor, state: Tensor) -> Tensor:
-    """``g^T x``, ``[T, d]`` and ``[T, D]`` to ``[d, D]``."""
-    if state.is_mkldnn:
-        blank = grad.new_empty(grad.shape[1], state.shape[1]).to_mkldnn()
-        product, _ = torch.ops.aten.mkldnn_linear_backward_weights(
-            grad.contiguous().to_mkldnn(), state, blank, False
-        )
-        return cast(Tensor, product.to_dense())
-    return torch.mm(grad.to(state.dtype).T, state).to(grad.dtype)

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cohort_down import SharedStates, reduce_trials
+from .cohort_down import SharedStates, reduce_trials, stack_trials
 from .interaction import aggregate, masked_mean
+from .interaction_groups import aggregate_groups
 from .layers import StackedNorm
 from .network import SideNetwork
 from .packed import permute_rows
 from .pooling import TokenPooling
+from .products import linear
 
 __all__ = ["TrialWeights", "mix_trials", "norm_trials", "pool_trials", "run_part"]
 
@@ -55,10 +57,8 @@ def run_part(
             values = run_part(child, f"{name}.{child_name}", values, weights, drop)
         return values
     if isinstance(part, nn.Linear):
-        weight = weights[f"{name}.weight"].transpose(1, 2)  # [K, in, out]
-        if part.bias is None:
-            return torch.bmm(values, weight)
-        return torch.baddbmm(weights[f"{name}.bias"][:, None], values, weight)
+        bias = None if part.bias is None else weights[f"{name}.bias"]
+        return _linear_trials(values, weights[f"{name}.weight"], bias)
     if isinstance(part, nn.LayerNorm | StackedNorm):
         scale, shift = (weights[f"{name}.{key}"].flatten(1) for key in ("weight", "bias"))
         return norm_trials(values, scale, shift, part.eps)
@@ -67,6 +67,15 @@ def run_part(
     if isinstance(part, nn.ReLU | nn.GELU | nn.Identity):
         return part(values)  # type: ignore[no-any-return]
     raise TypeError(f"{name}, a {type(part).__name__}, has no form for several trials")
+
+
+def _linear_trials(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` of each trial: ``[K, R, in]`` and ``[K, out, in]`` to ``[K, R, out]``."""
+    if bias is None:
+        return torch.bmm(values, weight.transpose(1, 2))
+    if len(values) == 1:
+        return linear(values, weight[0], bias[0])
+    return torch.baddbmm(bias[:, None], values, weight.transpose(1, 2))
 
 
 def norm_trials(values: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -91,6 +100,47 @@ def mix_trials(
         ``a + P(sum_i p_i u_i)`` ``[K, T, d]`` and the confidence ``[K, B, N]``, ordered by length.
     """
     anchor, targets = reduce_trials(side, shared, weights)  # [K, T, d], [K, N, T, d]
+    if shared.together:
+        mixed, trust = _aggregate_together(side, anchor, targets, shared, weights)
+    else:
+        gates = zip(weights["side.gate.weight"], weights["side.gate.bias"], strict=True)
+        trials = zip(anchor, targets, gates, strict=True)
+        parts = [_aggregate_one(side, a, t, shared, gate) for a, t, gate in trials]
+        mixed, trust = (stack_trials(values) for values in zip(*parts, strict=True))
+    features = run_part(side.projection, "side.projection", mixed, weights)
+    return anchor + features if side.anchor_skip else features, trust
+
+
+def _aggregate_one(
+    side: SideNetwork,
+    anchor: Tensor,
+    targets: Tensor,
+    shared: SharedStates,
+    gate: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """What one trial does alone: ``[T, d]`` and ``[N, T, d]`` to ``[T, d]`` and ``[B, N]``."""
+    weight, bias = gate
+    return aggregate_groups(
+        anchor,
+        permute_rows(targets.reshape(-1, targets.shape[-1]), shared.target_rows(1)),
+        weight[0],
+        bias,
+        sizes=shared.groups.sizes,
+        layers=targets.shape[0],
+        identity=side.residual == "identity",
+        eps=side.eps,
+        eps_mode=side.eps_mode,
+    )
+
+
+def _aggregate_together(
+    side: SideNetwork,
+    anchor: Tensor,
+    targets: Tensor,
+    shared: SharedStates,
+    weights: TrialWeights,
+) -> tuple[Tensor, Tensor]:
+    """All trials as further samples, to ``[K, T, d]`` and ``[K, B, N]``."""
     trials, layers, _, width = targets.shape
     sizes = shared.groups.sizes
     gate, gate_bias = weights["side.gate.weight"], weights["side.gate.bias"][..., None]  # [K, 1, .]
@@ -113,8 +163,7 @@ def mix_trials(
         )
         mixed.append(summed.view(trials, -1, width))
         trust.append(confidence.view(trials, count, layers))
-    features = run_part(side.projection, "side.projection", torch.cat(mixed, 1), weights)
-    return anchor + features if side.anchor_skip else features, torch.cat(trust, 1)
+    return torch.cat(mixed, 1), torch.cat(trust, 1)
 
 
 def pool_trials(
@@ -122,8 +171,6 @@ def pool_trials(
 ) -> Tensor:
     """Pool features ``[K, T, E]`` over the tokens of each sample to ``[K, B, P]``."""
     trials, tokens, _ = features.shape
-    if pooling.kind in ("mean", "max", "meanmax"):
-        return _pool_groups(pooling.kind, features, shared)
     scores = None
     if pooling.score is not None:
         scores = run_part(pooling.score, "pooling.score", features, weights).flatten()
@@ -131,15 +178,3 @@ def pool_trials(
     offsets = torch.cat(((shared.offsets[:-1] + starts).flatten(), starts[-1] + tokens))
     pooled = pooling.pool_packed(features.flatten(0, 1), offsets, scores)
     return pooled.view(trials, -1, pooled.shape[-1])
-
-
-def _pool_groups(kind: str, features: Tensor, shared: SharedStates) -> Tensor:
-    """Mean and maximum, group by group without index arithmetic."""
-    sizes, pooled = shared.groups.sizes, []
-    parts = torch.split(features, [count * length for count, length in sizes], 1)
-    for part, (count, length) in zip(parts, sizes, strict=True):
-        samples = part.reshape(-1, count, length, part.shape[-1])  # [K, G, L, E]
-        values = [samples.mean(2)] if "mean" in kind else []
-        values += [samples.max(2).values] if "max" in kind else []
-        pooled.append(torch.cat(values, -1))
-    return torch.cat(pooled, 1)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import Linear, cpu_type
+from .reduction import reduce_layers
+
 __all__ = ["Down", "Projection", "StackedLinear", "StackedNorm", "Up"]
 
 Activation = Literal["none", "relu"]
@@ -100,20 +103,26 @@ class StackedLinear(nn.Module):
         Raises:
             ValueError: if the number of layers or a width differs from the constructor's.
         """
-        self._check(inputs)
+        self.check(inputs)
         if len(self.members) == 1:
             stacked = inputs if isinstance(inputs, Tensor) else torch.stack(tuple(inputs))
-            return self._reduce(stacked, *self._affine(self.widths[0], None))
+            return self._reduce(stacked, *self.affine())
         outputs: list[Tensor | None] = [None] * len(self.widths)
         for width, layers in self.members.items():
             stacked = torch.stack([inputs[position] for position in layers])
-            reduced = self._reduce(stacked, *self._affine(width, layers))
+            reduced = self._reduce(stacked, *self.affine(width, layers))
             for position, output in zip(layers, reduced, strict=True):
                 outputs[position] = output
         return torch.stack(cast(list[Tensor], outputs))
 
-    def _affine(self, width: int, layers: list[int] | None) -> tuple[Tensor, Tensor]:
-        """Weight ``[n, d, D]`` and bias ``[n, d]`` of the layers of one width."""
+    def affine(
+        self, width: int | None = None, layers: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Weight ``[n, d, D]`` and bias ``[n, d]`` of the layers of one width (all, by default).
+
+        Mean and scale are folded in.
+        """
+        width = self.widths[0] if width is None else width
         weight = self.weight[str(width)]
         bias = self.bias if layers is None else self.bias[layers]
         if self.standardize:
@@ -129,7 +138,8 @@ class StackedLinear(nn.Module):
         output = torch.baddbmm(bias[:, None], flat, weight.transpose(1, 2))  # [n, T, d]
         return output.view(*inputs.shape[:-1], output.shape[-1])
 
-    def _check(self, inputs: Tensor | Sequence[Tensor]) -> None:
+    def check(self, inputs: Tensor | Sequence[Tensor]) -> None:
+        """Raise a ValueError unless the states' number and widths are those of the constructor."""
         given = (
             (inputs.shape[-1],) * inputs.shape[0]
             if isinstance(inputs, Tensor)
@@ -251,11 +261,39 @@ class Down(nn.Module):
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
         """Reduce ``[N, ..., D]`` (or N tensors ``[..., D_n]``) to ``[N, ..., d]``."""
+        if self._one_by_one(inputs):
+            return self._reduce_each(inputs)
         if isinstance(inputs, Tensor):
             reduced = self.linear(self.prepare(inputs))
         else:
             reduced = self.linear([self.prepare(state) for state in inputs])
         return cast(Tensor, reduced if self.norm is None else self.norm(reduced))
+
+    def _one_by_one(self, inputs: Tensor | Sequence[Tensor]) -> bool:
+        """Whether `reduce_layers` applies: frozen states of one width and shape on a CPU."""
+        simple = len(self.linear.members) == 1 and getattr(self.norm, "kind", None) != "batch"
+        return (
+            simple
+            and cpu_type(self.linear.bias) is not None
+            and len({state.shape for state in inputs}) == 1
+            and not any(state.requires_grad for state in inputs)
+        )
+
+    def _reduce_each(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
+        self.linear.check(inputs)
+        norm, shape = self.norm, inputs[0].shape
+        with torch.autocast("cpu", enabled=False):
+            weight, bias = self.linear.affine()
+        dtype = cpu_type(bias) or bias.dtype
+        reduced = reduce_layers(
+            [state.flatten(0, -2) for state in inputs],
+            weight,
+            bias,
+            () if norm is None else (norm.weight, norm.bias),
+            eps=0.0 if norm is None else norm.eps,
+            prepare=lambda state: self.prepare(state.to(dtype)).to(dtype),
+        )
+        return reduced.view(-1, *shape[:-1], reduced.shape[-1])
 
     def prepare(self, state: Tensor) -> Tensor:
         """Apply what comes before the Linear, input norm and activation, to ``[..., D]``."""
@@ -293,9 +331,9 @@ class Projection(nn.Sequential):
         check_choice("projection_norm", norm, Norm)
         parts: list[nn.Module] = []
         if kind == "linear":
-            parts = [nn.Linear(width, width)]
+            parts = [Linear(width, width)]
         elif kind == "mlp":
-            parts = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)]
+            parts = [Linear(width, hidden), nn.ReLU(), Linear(hidden, width)]
         if parts and norm != "none":
             parts.append(SingleNorm(width, kind=norm, eps=norm_eps))
         super().__init__(*parts)
@@ -315,7 +353,7 @@ class Up(nn.Sequential):
         check_choice("up", kind, UpKind)
         parts: list[nn.Module] = [nn.ReLU()] if kind.startswith("relu") else []
         if kind != "none":
-            parts.append(nn.Linear(side_width, out_width))
+            parts.append(Linear(side_width, out_width))
         if kind.endswith("norm"):
             parts.append(nn.LayerNorm(out_width, eps=norm_eps))
         super().__init__(*parts)

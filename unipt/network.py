@@ -28,6 +28,7 @@ from .interaction import (
     residual_rows,
     running_mean,
 )
+from .interaction_groups import aggregate_groups
 from .layers import (
     Activation,
     Down,
@@ -40,6 +41,7 @@ from .layers import (
     check_choice,
 )
 from .packed import LengthGroups, check_offsets, group_by_length, invert, permute_rows
+from .products import cpu_type
 
 __all__ = ["AnchorKind", "SideNetwork", "SideOutput"]
 
@@ -250,10 +252,36 @@ class SideNetwork(nn.Module):
         order = groups.tokens if by_tokens else groups.samples
         rows = layer_rows(groups, layers)  # [N T], ordered (group, sample, n, l)
         ordered = permute_rows(targets.reshape(-1, width), rows)
-        parts = torch.split(ordered, [layers * count * length for count, length in groups.sizes])
-        queries = torch.split(
-            permute_rows(anchor, order), [g * (n if by_tokens else 1) for g, n in groups.sizes]
+        query = permute_rows(anchor, order)
+        simple = by_tokens and not self.causal and self.residual != "position"
+        if simple and cpu_type(self.gate.weight) is not None:
+            mixed, trust = self._aggregate_groups(query, ordered, groups)
+        else:
+            mixed, trust = self._aggregate_each(query, ordered, groups, position)
+        return permute_rows(mixed, invert(order)), permute_rows(trust, invert(groups.samples))
+
+    def _aggregate_groups(
+        self, anchor: Tensor, targets: Tensor, groups: LengthGroups
+    ) -> tuple[Tensor, Tensor]:
+        return aggregate_groups(
+            anchor,
+            targets,
+            self.gate.weight[0],
+            self.gate.bias,
+            sizes=groups.sizes,
+            layers=len(self.widths),
+            identity=self.residual == "identity",
+            eps=self.eps,
+            eps_mode=self.eps_mode,
         )
+
+    def _aggregate_each(
+        self, anchor: Tensor, targets: Tensor, groups: LengthGroups, position: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mix group by group, both ordered by length, ``[T or B, d]`` and ``[N T, d]``."""
+        layers, by_tokens, width = len(self.widths), self.anchor_kind == "tokens", anchor.shape[1]
+        parts = torch.split(targets, [layers * count * length for count, length in groups.sizes])
+        queries = torch.split(anchor, [g * (n if by_tokens else 1) for g, n in groups.sizes])
         counts = [count for count, _ in groups.sizes]
         positions: Sequence[Tensor | None] = [None] * len(counts)
         if position is not None:
@@ -266,10 +294,8 @@ class SideNetwork(nn.Module):
                 parts, queries, positions, groups.sizes, strict=True
             )
         ]
-        return (
-            permute_rows(torch.cat([mixed.flatten(0, 1) for mixed, _ in outputs]), invert(order)),
-            permute_rows(torch.cat([trust for _, trust in outputs]), invert(groups.samples)),
-        )
+        mixed, trust = zip(*outputs, strict=True)
+        return torch.cat([part.flatten(0, 1) for part in mixed]), torch.cat(trust)
 
 
 def layer_rows(groups: LengthGroups, layers: int) -> Tensor:

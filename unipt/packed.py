@@ -165,9 +165,32 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
 
 def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
     """Largest value of each dimension over the tokens of each sample, ``[T, D] -> [B, D]``."""
-    index = segment_ids(offsets)[:, None].expand_as(values)
-    low = values.new_full((offsets.shape[0] - 1, values.shape[-1]), -torch.inf)
-    return low.scatter_reduce(0, index, values, "amax")
+    ids = segment_ids(offsets)
+    if not torch.compiler.is_compiling():
+        return cast(Tensor, _SegmentMax.apply(values, ids, offsets.shape[0] - 1))  # type: ignore[no-untyped-call]
+    return _largest(values, ids, offsets.shape[0] - 1)
+
+
+def _largest(values: Tensor, ids: Tensor, samples: int) -> Tensor:
+    low = values.new_full((samples, values.shape[-1]), -torch.inf)
+    return low.scatter_reduce(0, ids[:, None].expand_as(values), values, "amax")
+
+
+class _SegmentMax(torch.autograd.Function):
+    """Equal largest values share the gradient, which moves by rows instead of number by number."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ids: Tensor, samples: int) -> Tensor:
+        peaks = _largest(values, ids, samples)
+        ctx.save_for_backward(values, ids, peaks)
+        return peaks
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, ids, peaks = ctx.saved_tensors
+        chosen = (values == peaks.index_select(0, ids)).to(values.dtype)  # [T, D]
+        count = torch.zeros_like(peaks).index_add_(0, ids, chosen)
+        return (grads[0] / count).index_select(0, ids).mul_(chosen), None, None
 
 
 def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def run_model(
     model.eval()
     logits, confidence = [], []
     for batch in loader.epoch(0):
-        states = batch.values.to(device).float()  # [N + 1, T, D]
+        states = batch.values.to(device)  # [N + 1, T, D]
         prediction = model(states, offsets=batch.offsets.to(device))
         logits.append(prediction.logits.float().cpu())
         confidence.append(prediction.confidence.float().cpu())

@@ -89,7 +89,7 @@ def test_packed_multiplies_valid_tokens_only() -> None:
         net(anchor, torch.stack(targets), offsets=offsets)
     tokens = sum(lengths)
     linear = tokens * ((n + 1) * wide * d + d * d + d * 5)  # Down, P, Up
-    attention = sum(n * length * d * (length + 1 + length) for length in lengths)
+    attention = sum(n * d * (2 * length**2 + 1) for length in lengths)
     assert counter.get_total_flops() == 2 * (linear + attention)
 
 
