@@ -9,7 +9,8 @@ DEMO_DIR ?= .demo
 PIP := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 GET_CHROMIUM = apt-get update -q && \
-	apt-get install -q -y --no-install-recommends chromium fonts-dejavu-core
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+	chromium fonts-dejavu-core
 
 export HF_HUB_OFFLINE = 1
 export PIP_PROGRESS_BAR = off

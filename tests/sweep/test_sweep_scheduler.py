@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from distributed import Client, LocalCluster
 from pairkit import settings
 from sweepkit import outcome, sweep_config
@@ -15,6 +16,15 @@ from pipeline.sweep import RetrievalSweepConfig, sweep
 from pipeline.sweep import work as work_module
 
 CHANGES: dict[str, Any] = {"trials": 6, "cohort": 2, "refit": "none", "keep": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let this process sum in the order of the workers, which have one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
