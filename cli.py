@@ -276,6 +276,7 @@ def _cache() -> click.Command:
     @click.option(
         "--dtype-of", multiple=True, help="That of some taps: PATTERN=TYPE, as in extract."
     )
+    @click.option("--compress", "compression", help="Of chunks: none, zstd or zstd:LEVEL.")
     @click.option("--taps", multiple=True, help="Name of a tap to keep; all by default.")
     @click.option("--block-tokens", type=int, help="Tokens of a block.")
     @click.option("--blocks-per-shard", type=int, help="Blocks of a shard file.")

@@ -35,6 +35,7 @@ TAPS = (
 )
 STORED: StorageTypes = "float16"
 """Exact for the numbers of `values`, as any type but int8 is."""
+COMPRESSION = "none"
 SECONDS = 10
 HOSTILE: tuple[Any, ...] = (
     *(-1, 0, 1, 3, 2**31, 2**48, 2**53, 2**63, 2**64, 10**30, 1.5, 1e308, True, None, "", "x"),
@@ -61,6 +62,7 @@ def writer(path: Path) -> CacheWriter:
         row_to_sample=np.arange(n),
         row_ids=[f"row/{i} ü" for i in range(n)],
         dtype=STORED,
+        compression=COMPRESSION,
         fingerprint=Fingerprint({"weights": "made up"}),
         block_tokens=20,
         blocks_per_shard=2,

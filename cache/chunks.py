@@ -5,16 +5,18 @@ copy between; the taps that are not wanted are not read. The shard index is read
 the checksums that tie the file to its ledger line. The CRC-32C of every chunk is verified always,
 at first touch, or never, a megabyte at a time while it is still in the core's cache; on one core,
 with the file in the page cache, verifying made reading 1.4 times as long (15 against 21 GB/s).
+Compressed chunks are read one by one; each takes its stored bytes beside those of its numbers.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .compression import decompress
 from .errors import CacheDamaged, CacheIncomplete
 from .files import crc32c
 from .geometry import Geometry
@@ -62,6 +64,7 @@ class ChunkReader:
         self._index: dict[int, ShardIndex] = {}
         self._verified: set[tuple[int, int]] = set()
         self._chunk_bytes = geometry.chunk_bytes(stack)
+        self._packed = geometry.level is not None
         self.at_once = max(1, min(_MAX_RUN, self.run_bytes // (self._chunk_bytes + CRC_BYTES)))
 
     def read_block(
@@ -95,10 +98,17 @@ class ChunkReader:
         except FileNotFoundError as error:
             raise CacheDamaged(f"{path} is missing; {WAY_OUT}") from error
         try:
-            offsets, crcs = self._select(self._shard_index(fd, shard, path), block, taps)
-            for run in self._runs(offsets):
-                stored = self._read_run(fd, int(offsets[run.start]), into[run], path)
-                self._check(block, taps[run], into[run], stored, crcs[run])
+            found = self._select(self._shard_index(fd, shard, path), block, taps)
+            if self._packed:
+                places = zip(found.offsets.tolist(), found.sizes.tolist(), strict=True)
+                chunks = (os.pread(fd, size + CRC_BYTES, offset) for offset, size in places)
+                for run in self._unpack(block, taps, into, chunks, found):
+                    if done is not None:
+                        done(run)
+                return
+            for run in self._runs(found.offsets):
+                stored = self._read_run(fd, int(found.offsets[run.start]), into[run], path)
+                self._check(block, taps[run], into[run], stored, found.crcs[run])
                 if done is not None:
                     done(run)
         finally:
@@ -112,13 +122,11 @@ class ChunkReader:
             )
         return shard
 
-    def _select(
-        self, index: ShardIndex, block: int, taps: Sequence[int]
-    ) -> tuple[Ints, NDArray[np.uint32]]:
-        """Return offsets and checksums of some taps of a block."""
+    def _select(self, index: ShardIndex, block: int, taps: Sequence[int]) -> ShardIndex:
+        """Return offsets, sizes and checksums of some taps of a block."""
         first = block % self._geometry.blocks_per_shard * len(self.stack.taps)
         wanted = first + np.asarray(taps, np.int64)
-        return index.offsets[wanted], index.crcs[wanted]
+        return ShardIndex(index.offsets[wanted], index.sizes[wanted], index.crcs[wanted])
 
     def _runs(self, offsets: Ints) -> Iterator[slice]:
         """Yield neighbouring chunks, few enough that checking finds them in the core's cache."""
@@ -145,12 +153,16 @@ class ChunkReader:
         if known is not None:
             return known
         size = os.fstat(fd).st_size
-        if size != self._geometry.shard_bytes(self.stack, shard):
+        if size != self._file_bytes(shard):
             raise CacheDamaged(
                 f"{path} holds {size} bytes, not the size it was written with; {WAY_OUT}"
             )
         length = self._tail_bytes(shard)
         return self._keep_index(os.pread(fd, length, size - length), shard, path)
+
+    def _file_bytes(self, shard: int) -> int:
+        """Bytes of a shard file, as the ledger lists them."""
+        return self._finished[shard].files[self.stack.name][0]
 
     def _tail_bytes(self, shard: int) -> int:
         """Bytes of a shard file behind its chunks."""
@@ -162,9 +174,9 @@ class ChunkReader:
         geometry, stack = self._geometry, self.stack
         known = self._index[shard] = parse_tail(
             np.frombuffer(tail, np.uint8),
-            size=geometry.shard_bytes(stack, shard),
+            size=self._file_bytes(shard),
             n_chunks=len(geometry.blocks_of(shard)) * len(stack.taps),
-            chunk_bytes=self._chunk_bytes,
+            chunk_bytes=None if self._packed else self._chunk_bytes,
             checksum=self._finished[shard].files[stack.name][1],
             where=str(path),
         )
@@ -186,6 +198,29 @@ class ChunkReader:
                 raise self._damaged(block, tap)
             if self._verify == "first":
                 self._verified.add((block, tap))
+
+    def _unpack(
+        self,
+        block: int,
+        taps: Sequence[int],
+        into: Sequence[Bytes],
+        stored: Iterable[bytes | Bytes],
+        index: ShardIndex,
+    ) -> Iterator[slice]:
+        """Check and decompress chunks, given with their checksums; yield the place of each."""
+        shard = block // self._geometry.blocks_per_shard
+        path = self._root / self._geometry.shard_path(self.stack, shard)
+        for number, raw in enumerate(stored):
+            chunk = np.frombuffer(raw, np.uint8)
+            if len(chunk) != index.sizes[number] + CRC_BYTES:
+                raise CacheDamaged(f"{path} ends too early; {WAY_OUT}")
+            data, own = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:].copy().view("<u4")
+            self._check(block, taps[number : number + 1], [data], own, index.crcs[number:][:1])
+            try:
+                decompress(data, into[number])
+            except ValueError as error:
+                raise CacheDamaged(f"{path}: {error}; {WAY_OUT}") from error
+            yield slice(number, number + 1)
 
     def _damaged(self, block: int, tap: int) -> CacheDamaged:
         shard = block // self._geometry.blocks_per_shard

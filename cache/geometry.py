@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import zarr3
+from .compression import NONE, most_bytes, parse_compression
 from .errors import CacheVersionError
 from .fingerprint import Fingerprint
 from .spec import SCALES, TORCH_TYPES, Stack, TapSpec, group_taps, one_or_each, types_by_tap
@@ -45,6 +46,7 @@ class Geometry:
         blocks_per_shard: blocks of a shard file.
         n_blocks: blocks of the cache.
         samples_per_block: rows of a block in the stacks of fixed shape.
+        compression: of the chunks: "none", "zstd" or "zstd:LEVEL".
     """
 
     taps: tuple[TapSpec, ...]
@@ -58,6 +60,7 @@ class Geometry:
     blocks_per_shard: int
     n_blocks: int
     samples_per_block: int
+    compression: str = NONE
     stacks: tuple[Stack, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class Geometry:
                 raise ValueError(
                     f"{name} = {value!r} must be a whole number from {least[name]} to {MAX_COUNT}"
                 )
+        parse_compression(self.compression)
         types = types_by_tap(self.dtype, self.taps)
         object.__setattr__(self, "dtype", one_or_each(types))
         stacks = group_taps(self.taps, types)
@@ -153,10 +157,31 @@ class Geometry:
         numbers = (shard, *[0] * (2 + len(stack.shape)))
         return f"{ACTIVATIONS}/{stack.name}/{zarr3.chunk_key(numbers)}"
 
-    def shard_bytes(self, stack: Stack, shard: int) -> int:
-        """Size of a shard file."""
+    @property
+    def level(self) -> int | None:
+        """Level of the compression; None without."""
+        return parse_compression(self.compression)
+
+    def buffer_bytes(self, stack: Stack, shard: int) -> int:
+        """Size of a shard file whose chunks are not compressed."""
         present = len(self.blocks_of(shard)) * len(stack.taps)
         return zarr3.shard_size(present, self.entries(stack), self.chunk_bytes(stack))
+
+    def shard_bytes(self, stack: Stack, shard: int) -> int:
+        """Size of a shard file; the most it can be where chunks are compressed."""
+        if self.level is None:
+            return self.buffer_bytes(stack, shard)
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        most = most_bytes(self.chunk_bytes(stack))
+        return zarr3.shard_size(present, self.entries(stack), most)
+
+    def allows(self, stack: Stack, shard: int, size: int) -> bool:
+        """Return whether a shard file may have this size."""
+        if self.level is None:
+            return size == self.shard_bytes(stack, shard)
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        least = zarr3.shard_size(present, self.entries(stack), 1)
+        return least <= size <= self.shard_bytes(stack, shard)
 
     def index_arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and Zarr data type of every index array, by its name below `index/`."""
@@ -198,6 +223,7 @@ class Geometry:
                 blocks_per_shard=self.blocks_per_shard,
                 attributes=self._attributes(stack),
                 dimension_names=["block", "tap", stack.row_name, *rest],
+                level=self.level,
             )
             yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
 
@@ -217,6 +243,7 @@ class Geometry:
 
     def manifest(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> dict[str, Any]:
         """Return the manifest: this geometry, the index checksums and the fingerprint."""
+        compression = {} if self.level is None else {"compression": self.compression}
         return {
             "version": FORMAT_VERSION,
             "dtype": self.dtype,
@@ -229,6 +256,7 @@ class Geometry:
             "blocks_per_shard": self.blocks_per_shard,
             "n_blocks": self.n_blocks,
             "samples_per_block": self.samples_per_block,
+            **compression,
             "taps": [tap.to_json() for tap in self.taps],
             "index_crc32c": dict(index_crcs),
             "fingerprint": fingerprint.mapping,
@@ -246,7 +274,7 @@ class Geometry:
         return max(math.prod(self.array_shape(stack)) for stack in self.stacks)
 
     def tap_bytes(self) -> dict[str, int]:
-        """Bytes of each tap's chunks with their checksums, all shards together."""
+        """Bytes of each tap's chunks with their checksums, all shards together, uncompressed."""
         sizes = dict.fromkeys((tap.name for stack in self.stacks for tap in stack.taps), 0)
         for stack in self.stacks:
             for tap in stack.taps:

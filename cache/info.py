@@ -16,7 +16,8 @@ class CacheInfo:
 
     Attributes:
         stacks: name of each array -> its shape and its taps.
-        tap_bytes: bytes of each tap's activations on disk.
+        compression: of the chunks; "none" without.
+        tap_bytes: bytes of each tap's activations, not compressed.
         fingerprint: what the cache was made from.
         origin: what its maker noted: names, places, versions.
     """
@@ -26,6 +27,7 @@ class CacheInfo:
     shards: int
     shards_finished: int
     dtype: str
+    compression: str
     samples: int
     rows: int
     tokens: dict[str, int]
@@ -42,13 +44,14 @@ class CacheInfo:
     def render(self) -> str:
         """Return the summary as lines of text."""
         state = "complete" if self.complete else "INCOMPLETE: extract again to finish it"
+        packed = "" if self.compression == "none" else f" ({self.compression})"
         tokens = ", ".join(f"{count:,} {axis}" for axis, count in self.tokens.items())
         widest = max(map(len, self.tap_bytes))
         return "\n".join(
             (
                 f"{self.path}: {state}, {self.shards_finished} of {self.shards} shards",
                 f"{self.samples:,} samples of {self.rows:,} rows{', ' + tokens if tokens else ''}, "
-                f"{self.dtype}, {self.nbytes:,} bytes",
+                f"{self.dtype}{packed}, {self.nbytes:,} bytes",
                 *(
                     f"  {name:<{widest}}  {size:>16,} bytes"
                     for name, size in self.tap_bytes.items()
@@ -74,6 +77,7 @@ def info(path: str | Location) -> CacheInfo:
         shards=geometry.n_shards,
         shards_finished=len(cache.finished),
         dtype=describe_types(geometry.dtype),
+        compression=geometry.compression,
         samples=cache.n_samples,
         rows=cache.n_rows,
         tokens={axis: int(length.sum()) for axis, length in cache.lengths.items()},

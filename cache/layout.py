@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .blocks import BLOCK_TOKENS, block_rows, shard_blocks, slot_limit
+from .compression import NONE
 from .fingerprint import Fingerprint, digest
 from .geometry import KEY_BYTES, NO_CRC, Geometry
 from .ledger import Entry
@@ -49,7 +50,7 @@ class CacheLayout:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files of the finished folder together, exactly."""
+        """Bytes of all files of the finished folder together, exactly; at most if compressed."""
         geometry = self.geometry
         crcs = dict.fromkeys(geometry.index_arrays(), NO_CRC)
         total = len(geometry.root_metadata(self.fingerprint, crcs, self.origin))
@@ -58,7 +59,8 @@ class CacheLayout:
         for shard in range(self.n_shards):
             sizes = {s.name: geometry.shard_bytes(s, shard) for s in geometry.stacks}
             total += sum(sizes.values())
-            total += len(self.entry(shard, dict.fromkeys(sizes, NO_CRC), digest(b"")).to_line())
+            files = {name: (size, NO_CRC) for name, size in sizes.items()}
+            total += len(self.entry(shard, files, digest(b"")).to_line())
         return total + len(encode_complete(geometry, b"", b""))
 
     def samples_of(self, shard: int) -> Ints:
@@ -76,14 +78,11 @@ class CacheLayout:
         low, high = self.id_offsets[rows[0] : rows[0] + 2]
         return f"row {self.id_bytes[low:high].decode()!r} (sample {sample})"
 
-    def entry(self, shard: int, crcs: Mapping[str, str], config: str) -> Entry:
-        """Return the ledger entry of a shard whose files have these checksums."""
+    def entry(self, shard: int, files: Mapping[str, tuple[int, str]], config: str) -> Entry:
+        """Return the ledger entry of a shard whose files have these sizes and checksums."""
         low, high = (int(n) for n in self.packing.shard_bounds[shard : shard + 2])
-        files = {
-            stack.name: (self.geometry.shard_bytes(stack, shard), crcs[stack.name])
-            for stack in self.geometry.stacks
-        }
-        return Entry(shard=shard, samples=(low, high), files=files, config=config)
+        ordered = {stack.name: files[stack.name] for stack in self.geometry.stacks}
+        return Entry(shard=shard, samples=(low, high), files=ordered, config=config)
 
     def index_values(self, keys: Bytes) -> dict[str, np.ndarray[Any, Any]]:
         """Return the content of every index array, by name."""
@@ -123,6 +122,7 @@ def plan_layout(
     order: Ints | None = None,
     samples_per_block: int | None = None,
     rms: Mapping[str, Tensor] | None = None,
+    compression: str = NONE,
 ) -> CacheLayout:
     """Lay a cache out; see `CacheWriter.create` for the other arguments.
 
@@ -172,6 +172,7 @@ def plan_layout(
         blocks_per_shard=packing.blocks_per_shard,
         n_blocks=packing.n_blocks,
         samples_per_block=samples_per_block or (packing.max_slots if axes else slots),
+        compression=compression,
     )
     return CacheLayout(
         geometry=geometry,

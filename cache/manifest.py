@@ -160,10 +160,16 @@ def inspect_shard(
 ) -> list[str]:
     """Name what is wrong in the bytes of a shard file, given its checksum in the ledger."""
     chunks = len(geometry.blocks_of(shard)) * len(stack.taps)
+    packed = geometry.level is not None
     entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
     first, names = geometry.blocks_of(shard).start, stack.tap_names
     problems = []
-    for number in zarr3.damaged_parts(raw, chunks, entries, size):
+    bad = (
+        zarr3.damaged_packed(raw, chunks, entries)
+        if packed
+        else zarr3.damaged_parts(raw, chunks, entries, size)
+    )
+    for number in bad:
         block, tap = divmod(number, len(names))
         chunk = f"tap {names[tap]} of block {first + block}"
         problems.append("the shard index" if number < 0 else chunk)
@@ -216,10 +222,11 @@ def _check_entry(
         raise CacheDamaged(f"{found.path / LEDGER}: shard {shard} belongs to another cache")
     for stack in geometry.stacks:
         path = found.path / geometry.shard_path(stack, shard)
-        size, wanted = sizes(path), geometry.shard_bytes(stack, shard)
+        size, listed = sizes(path), entry.files.get(stack.name, (0, ""))[0]
+        wanted = geometry.shard_bytes(stack, shard) if geometry.level is None else listed
         if size is None:
             file_size(path)  # raises, saying so
-        if size != wanted or entry.files.get(stack.name, (0, ""))[0] != wanted:
+        if size != wanted or listed != wanted or not geometry.allows(stack, shard, listed):
             raise CacheDamaged(
                 f"{path} holds {size} bytes instead of {wanted}; extract again into the folder: "
                 "only its shard is rewritten"

@@ -62,6 +62,7 @@ class Cache:
         self.fingerprint: Fingerprint = found.fingerprint
         self.origin = found.origin
         self.finished = set(finished)
+        self._nbytes = sum(size for e in finished.values() for size, _ in e.files.values())
         self._verify: Verify = verify
         index = {name: read_index(found, name) for name in self.geometry.index_arrays()}
         self.table = BlockTable(
@@ -131,10 +132,7 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of the shard files that are finished."""
-        geometry = self.geometry
-        return sum(
-            geometry.shard_bytes(s, shard) for s in geometry.stacks for shard in self.finished
-        )
+        return self._nbytes
 
     @property
     def keys(self) -> Bytes:

@@ -56,15 +56,23 @@ class RemoteChunkReader(ChunkReader):
         """
         shard = self._shard_of(block)
         path = self._store / self._geometry.shard_path(self.stack, shard)
-        offsets, crcs = self._select(self._index_of(shard, path), block, taps)
+        found = self._select(self._index_of(shard, path), block, taps)
+        if self._packed:
+            lengths = [size + CRC_BYTES for size in found.sizes.tolist()]
+            chunks = _ranges(path, found.offsets.tolist(), lengths)
+            for run in self._unpack(block, taps, into, chunks, found):
+                if done is not None:
+                    done(run)
+            return
+        offsets, _, crcs = found
         stride, runs = self._chunk_bytes + CRC_BYTES, [*self._runs(offsets)]
         starts = [int(offsets[run.start]) for run in runs]
         parts = _ranges(path, starts, [stride * (run.stop - run.start) for run in runs])
         for run, part in zip(runs, parts, strict=True):
-            chunks = part.reshape(-1, stride)
-            for target, chunk in zip(into[run], chunks, strict=True):
-                np.copyto(target, chunk[:-CRC_BYTES])
-            stored = np.ascontiguousarray(chunks[:, -CRC_BYTES:]).view("<u4")[:, 0]
+            rows = part.reshape(-1, stride)
+            for target, row in zip(into[run], rows, strict=True):
+                np.copyto(target, row[:-CRC_BYTES])
+            stored = np.ascontiguousarray(rows[:, -CRC_BYTES:]).view("<u4")[:, 0]
             self._check(block, taps[run], into[run], stored, crcs[run])
             if done is not None:
                 done(run)
@@ -74,7 +82,7 @@ class RemoteChunkReader(ChunkReader):
         if known is not None:
             return known
         length = self._tail_bytes(shard)
-        size = self._geometry.shard_bytes(self.stack, shard)
+        size = self._file_bytes(shard)
         return self._keep_index(_ranges(path, [size - length], [length])[0], shard, path)
 
 

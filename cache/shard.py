@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .compression import compress
 from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
 from .files import make_folders, write_atomic
 from .layout import CacheLayout
@@ -21,7 +22,7 @@ from .location import Location
 from .packing import BlockTable
 from .quantize import MAX_PEAK, quantize, token_peaks
 from .spec import TORCH_TYPES, Bytes, Ints, Stack
-from .zarr3 import CRC_BYTES, seal_shard
+from .zarr3 import CRC_BYTES, pack_shard, seal_shard
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +48,7 @@ class ShardBuffer:
         self._place: dict[str, tuple[Stack, int]] = {}
         self._missing: dict[str, set[int]] = {}
         for stack in geometry.stacks:
-            size = geometry.shard_bytes(stack, shard)
+            size = geometry.buffer_bytes(stack, shard)
             raw = _take(pool, stack.name, size)
             self._raw[stack.name] = raw
             self._views[stack.name] = self._view(stack, raw)
@@ -188,16 +189,24 @@ class ShardBuffer:
             CacheFull: no space left.
         """
         self.check_full()
-        geometry, crcs = self.layout.geometry, {}
+        geometry, files = self.layout.geometry, {}
         for stack in geometry.stacks:
-            raw = self._raw[stack.name]
-            chunks = len(geometry.blocks_of(self.shard)) * len(stack.taps)
-            entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
-            crcs[stack.name] = seal_shard(raw, chunks, entries, size)
+            raw, crc = self._sealed(stack)
+            files[stack.name] = len(raw), crc
             path = root / geometry.shard_path(stack, self.shard)
             make_folders(path.parent)
             write_atomic(path, raw, alone=alone)
-        return self.layout.entry(self.shard, crcs, config)
+        return self.layout.entry(self.shard, files, config)
+
+    def _sealed(self, stack: Stack) -> tuple[Bytes, str]:
+        """Return a file and its checksum; compressed, it is another one than the buffer."""
+        geometry, raw = self.layout.geometry, self._raw[stack.name]
+        count = len(geometry.blocks_of(self.shard)) * len(stack.taps)
+        entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
+        if (level := geometry.level) is None:
+            return raw, seal_shard(raw, count, entries, size)
+        chunks = raw[: count * (size + CRC_BYTES)].reshape(count, -1)[:, :size]
+        return pack_shard((compress(chunk, level) for chunk in chunks), entries)
 
     def release(self) -> dict[str, Bytes]:
         """Give the memory back for another shard; the buffer is unusable afterwards."""

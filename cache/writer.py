@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .begun import refuse_foreign, saved_rms, unit_rms, write_if_different
 from .blocks import BLOCK_TOKENS
+from .compression import NONE
 from .errors import (
     CacheDamaged,
     CacheError,
@@ -90,6 +91,7 @@ class CacheWriter:
         blocks_per_shard: int | None = None,
         origin: Mapping[str, Any] | None = None,
         rms: Mapping[str, Tensor] | None = None,
+        compression: str = NONE,
         overlap: bool = False,
         check: bool = False,
     ) -> Self:
@@ -114,6 +116,7 @@ class CacheWriter:
                 resumed cache keeps its first ones.
             rms: size of each channel, by tap, for int8: what `Calibration` gives. A resumed cache
                 keeps its first ones, so they may be left out then.
+            compression: of the chunks: "none", "zstd" or "zstd:LEVEL".
             overlap: write a finished shard in a thread while the next one is computed.
             check: on resume, also verify the checksum of every finished file (reads them all).
 
@@ -137,6 +140,7 @@ class CacheWriter:
             blocks_per_shard=blocks_per_shard,
             origin=origin,
             rms=rms,
+            compression=compression,
         )
         return cls.open(path, layout, keys, overlap=overlap, check=check)
 
@@ -233,15 +237,14 @@ class CacheWriter:
         self, shard: int, entry: Entry, present: Mapping[str, int], check: bool = False
     ) -> bool:
         geometry = self.layout.geometry
-        crcs = {name: crc for name, (_, crc) in entry.files.items()}
-        if crcs.keys() != {s.name for s in geometry.stacks}:
+        if entry.files.keys() != {s.name for s in geometry.stacks}:
             return False
-        if entry != self.layout.entry(shard, crcs, self._config):
+        if entry != self.layout.entry(shard, entry.files, self._config):
             return False
         for stack in geometry.stacks:
             name = geometry.shard_path(stack, shard)
             size, crc = entry.files[stack.name]
-            if present.get(name) != size:
+            if present.get(name) != size or not geometry.allows(stack, shard, size):
                 return False
             if check:
                 raw = read_exact(self.path / name, size)
@@ -308,8 +311,8 @@ class CacheWriter:
             target = root / geometry.shard_path(stack, shard)
             make_folders(target.parent)
             link_or_copy(files[stack.name][0], target)
-        crcs = {name: crc for name, (_, crc) in files.items()}
-        self._enter(self.layout.entry(shard, crcs, self._config))
+        known = {name: (file.stat().st_size, crc) for name, (file, crc) in files.items()}
+        self._enter(self.layout.entry(shard, known, self._config))
 
     @property
     def config(self) -> str:

@@ -1,10 +1,10 @@
 """Zarr v3 metadata and shard files, as bytes: the JSON zarr-python would write, no more.
 
 An array of activations is `[n_blocks, n_taps, rows, *shape]`, its inner chunk one tap of one block
-followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks: the chunks in C order, the
-table of their CRC-32Cs, then the index (offset and size of every chunk, uint64) and the CRC-32C of
-the index. Small arrays are one uncompressed chunk with a CRC-32C. Costs 8 bytes a chunk and 16
-bytes an index entry.
+(compressed, if at all, and) followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks:
+the chunks in C order, the table of their CRC-32Cs, then the index (offset and size of every chunk,
+uint64) and the CRC-32C of the index. Small arrays are one uncompressed chunk with a CRC-32C. Costs
+8 bytes a chunk and 16 bytes an index entry.
 
 The table is ours: Zarr readers follow the index and never see it. It ties a file to its ledger line
 by one read at its end, so that a file in the place of another is found before it gives a number.
@@ -12,7 +12,8 @@ by one read at its end, so that a file in the place of another is found before i
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,14 +52,18 @@ def sharded_array_metadata(
     blocks_per_shard: int,
     attributes: dict[str, Any],
     dimension_names: Sequence[str | None],
+    level: int | None = None,
 ) -> dict[str, Any]:
-    """Return the metadata of an array of activations, [n_blocks, n_taps, rows, *shape]."""
+    """Return the metadata of an array of activations, [n_blocks, n_taps, rows, *shape].
+
+    With a `level` its chunks are compressed.
+    """
     index_codecs = _chunk_codecs("uint64")
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
             "chunk_shape": [1, 1, *shape[2:]],
-            "codecs": _chunk_codecs(data_type),
+            "codecs": _chunk_codecs(data_type, level),
             "index_codecs": index_codecs,
             "index_location": "end",
         },
@@ -95,11 +100,12 @@ def _array(
     return metadata
 
 
-def _chunk_codecs(data_type: str) -> list[dict[str, Any]]:
+def _chunk_codecs(data_type: str, level: int | None = None) -> list[dict[str, Any]]:
     to_bytes: dict[str, Any] = {"name": "bytes"}
     if data_type not in ("uint8", "int8"):
         to_bytes["configuration"] = {"endian": "little"}
-    return [to_bytes, {"name": "crc32c"}]
+    packed = {"name": "zstd", "configuration": {"level": level, "checksum": False}}
+    return [to_bytes, *([packed] if level is not None else []), {"name": "crc32c"}]
 
 
 def chunk_key(numbers: Sequence[int]) -> str:
@@ -153,6 +159,47 @@ def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> s
     return tail_checksum(tail, n_chunks)
 
 
+def pack_shard(chunks: Iterable[bytes], n_entries: int) -> tuple[Bytes, str]:
+    """Return the file of a shard with compressed chunks, given in order, and its checksum.
+
+    Args:
+        chunks: those that are present, compressed.
+        n_entries: chunks of a whole shard.
+    """
+    stored = [with_crc(chunk) for chunk in chunks]
+    table = b"".join(chunk[-CRC_BYTES:] for chunk in stored)
+    sizes = np.array([len(chunk) for chunk in stored], np.uint64)
+    index = np.full((n_entries, 2), MISSING, "<u8")
+    index[: len(stored), 0] = np.cumsum(sizes) - sizes
+    index[: len(stored), 1] = sizes
+    tail = np.frombuffer(table + with_crc(index.tobytes()), np.uint8)
+    body = np.frombuffer(b"".join(stored), np.uint8)
+    return np.concatenate([body, tail]), tail_checksum(tail, len(stored))
+
+
+def damaged_packed(raw: Bytes, n_chunks: int, n_entries: int) -> list[int]:
+    """Return what `damaged_parts` does, of a file whose chunks are compressed."""
+    tail = raw[len(raw) - tail_size(n_chunks, n_entries) :]
+    table, entries = tail[: n_chunks * CRC_BYTES], tail[n_chunks * CRC_BYTES : -CRC_BYTES]
+    index = entries.copy().view("<u8").reshape(-1, 2)
+    ends = [0, *np.cumsum(index[:n_chunks, 1]).tolist()]
+    sound = (
+        np.array_equal(index[:n_chunks, 0], ends[:-1])
+        and bool((index[n_chunks:] == MISSING).all())
+        and bool((index[:n_chunks, 1] > CRC_BYTES).all())
+        and ends[-1] == len(raw) - len(tail)
+    )
+    if crc_of(tail[-CRC_BYTES:]) != crc32c(entries) or not sound:
+        return [-1]
+    bad = []
+    for number, (low, high) in enumerate(pairwise(ends)):
+        own = table[number * CRC_BYTES : (number + 1) * CRC_BYTES]
+        data, stored = raw[low : high - CRC_BYTES], raw[high - CRC_BYTES : high]
+        if not np.array_equal(own, stored) or crc32c(data) != crc_of(stored):
+            bad.append(number)
+    return bad
+
+
 def tail_checksum(tail: Bytes, n_chunks: int) -> str:
     """Return the CRC-32C over the checksums in a shard file's tail: the chunks', then the index's.
 
@@ -186,14 +233,18 @@ def _encode_tail(raw: Bytes, n_chunks: int, n_entries: int, stride: int) -> Byte
 
 
 class ShardIndex(NamedTuple):
-    """Where the chunks of a shard file begin, and their CRC-32Cs, both [n_chunks] in file order."""
+    """Where the chunks of a shard file begin, their bytes without and with their CRC-32Cs.
+
+    All are [n_chunks], in file order.
+    """
 
     offsets: Ints
+    sizes: Ints
     crcs: NDArray[np.uint32]
 
 
 def parse_tail(
-    tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int, checksum: str, where: str
+    tail: Bytes, *, size: int, n_chunks: int, chunk_bytes: int | None, checksum: str, where: str
 ) -> ShardIndex:
     """Return the index of a shard file from its tail, its last `tail_size` bytes.
 
@@ -201,7 +252,7 @@ def parse_tail(
         tail: of the file.
         size: of the file.
         n_chunks: chunks present.
-        chunk_bytes: bytes of a chunk without its checksum.
+        chunk_bytes: bytes of a chunk without its checksum; None where they are compressed.
         checksum: of the file in the ledger.
         where: names the file.
 
@@ -217,11 +268,14 @@ def parse_tail(
             f"{WAY_OUT}"
         )
     numbers = entries.copy().view("<u8").reshape(-1, 2)[:n_chunks]
-    stride = chunk_bytes + CRC_BYTES
-    last = size - len(tail) - stride
-    if (numbers[:, 1] != stride).any() or (numbers[:, 0] > max(last, 0)).any():
+    room = max(size - len(tail), 0)
+    good = (numbers <= room).all() and (numbers[:, 1] > CRC_BYTES).all()
+    offsets, strides = numbers.astype(np.int64).T
+    if chunk_bytes is not None:
+        good = good and (strides == chunk_bytes + CRC_BYTES).all()
+    if not good or (offsets + strides > room).any():
         raise CacheDamaged(f"the shard index of {where} points outside the file; {WAY_OUT}")
-    return ShardIndex(numbers[:, 0].astype(np.int64), table.copy().view("<u4").astype(np.uint32))
+    return ShardIndex(offsets, strides - CRC_BYTES, table.copy().view("<u4").astype(np.uint32))
 
 
 WAY_OUT = "delete that file and extract again into the folder: only its shard is rewritten"

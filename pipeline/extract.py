@@ -103,6 +103,7 @@ def extract(config: ExtractOptions, *, progress: ProgressCallback | None = None)
             augmented=rows.augmented,
             bad_media=rows.bad_media,
             store_dtype=config.storage(backbone),
+            compress=config.compress,
             seed=config.seed,
             batch_tokens=config.batch_bound(backbone.modality),
             block_tokens=config.block_tokens,
@@ -126,6 +127,7 @@ def extract_inputs(
     augmented: NDArray[np.bool_] | None = None,
     bad_media: BadMediaPolicy = "error",
     store_dtype: StorageTypes = "float16",
+    compress: str = "none",
     seed: int = 0,
     batch_tokens: int | None = None,
     block_tokens: int = 640,
@@ -144,6 +146,7 @@ def extract_inputs(
         augmented: which rows those are, bool [m]; None for all.
         bad_media: "error" refuses media that cannot be read, "skip" leaves their rows out.
         store_dtype: type of the numbers on disk, of all taps or of each by its name.
+        compress: compression of the numbers on disk: "none", "zstd" or "zstd:LEVEL".
         seed: of the order on disk.
         batch_tokens: bound of a forward pass: tokens with padding, frames, or images.
         block_tokens: tokens of a cache block.
@@ -154,7 +157,9 @@ def extract_inputs(
     """
     check_frozen(backbone.model, backbone.tap_modules)
     table = build_table(backbone, inputs, views=views, augmented=augmented, on_bad_media=bad_media)
-    layout = table.layout(backbone, dtype=store_dtype, seed=seed, block_tokens=block_tokens)
+    layout = table.layout(
+        backbone, dtype=store_dtype, seed=seed, block_tokens=block_tokens, compression=compress
+    )
     if not force:
         check_disk(path, layout.total_bytes)
     rms = None
@@ -172,6 +177,7 @@ def extract_inputs(
         fingerprint=layout.fingerprint,
         origin=layout.origin,
         rms=rms,
+        compression=compress,
         seed=seed,
         block_tokens=block_tokens,
         overlap=True,
@@ -213,7 +219,7 @@ def extract_inputs(
         taps=tuple(backbone.tap_modules),
         shards=layout.n_shards,
         shards_written=len(pending),
-        bytes=layout.total_bytes,
+        bytes=layout.total_bytes if layout.geometry.level is None else written_bytes(path),
         seconds=seconds,
         tokens_per_second=meter.done / seconds if pending else 0.0,
         fingerprint=layout.fingerprint.digest,

@@ -54,7 +54,7 @@ class Plan(BaseModel):
     taps: dict[str, int]
     """Bytes of each tap."""
     total_bytes: int
-    """Size of the finished folder, exactly."""
+    """Size of the finished folder, exactly; the largest it can be if it is compressed."""
     already_written: int
     free_disk: int
     fits: bool
@@ -81,6 +81,8 @@ class Plan(BaseModel):
     """Time of a pass with the backbone over the time of a pass from the cache."""
     break_even: float | None
     """Epochs x trials after which the cache has paid; None if reading costs more than computing."""
+    compress: str = "none"
+    """Compression of the numbers on disk."""
     pool: str = "none"
     """What is kept of a tap's tokens, patches or cells; "none": all."""
     unit: str = "tokens"
@@ -110,6 +112,7 @@ class Plan(BaseModel):
         longest = "" if self.unit == "images" else f", longest {self.longest}{of}"
         assumed = " assumed" if self.assumed else ""
         views = f", {self.views} views" if self.views > 1 else ""
+        most, packed = ("at most ", f", {self.compress}") if self.compress != "none" else ("", "")
         pooled = "" if self.pool == "none" else f", pooled: {self.pool}"
         speed = describe_rate(self.tokens_per_second, self.unit)
         measured = "measured on the inputs given" if self.assumed else "measured"
@@ -123,7 +126,7 @@ class Plan(BaseModel):
                 f"             {name:<{widest}}  {size:>16,} bytes"
                 for name, size in self.taps.items()
             ),
-            f"size       {self.total_bytes:,} bytes in {self.shards} shards",
+            f"size       {most}{self.total_bytes:,} bytes in {self.shards} shards{packed}",
             f"disk       {self.free_disk:,} bytes free, {self.already_written:,} already written: "
             f"{state}",
             f"time       {_long(self.extract_seconds)} to extract at {speed} ({measured}), "
@@ -188,6 +191,7 @@ def plan(config: ExtractOptions) -> Plan:
             dtype=stored,
             seed=options.seed,
             block_tokens=options.block_tokens,
+            compression=options.compress,
         )
         for each in ((given,) if table is given else (given, table))
     ]
@@ -243,6 +247,7 @@ def plan(config: ExtractOptions) -> Plan:
         read_seconds=read,
         speedup=(forward + side) / (read + side),
         break_even=extract_seconds / (forward - read) if forward > read else None,
+        compress=options.compress,
         pool=backbone.pool,
         unit=unit_of(backbone),
         views=table.views,

@@ -131,6 +131,7 @@ class InputTable:
         seed: int,
         block_tokens: int,
         taps: Sequence[str] | None = None,
+        compression: str = "none",
     ) -> CacheLayout:
         """Lay out the cache of this table: bytes and shards, exactly, with nothing written.
 
@@ -140,6 +141,7 @@ class InputTable:
             seed: of the order on disk.
             block_tokens: tokens of a block.
             taps: names of the taps of `backbone` to lay out; None for all of them.
+            compression: of the numbers; sizes are then the largest that may come out.
         """
         chosen = [tap for tap in backbone.taps if taps is None or tap.name in taps]
         parts = backbone.fingerprint_parts()
@@ -157,6 +159,7 @@ class InputTable:
             seed=seed,
             block_tokens=block_tokens,
             origin=backbone.origin(),
+            compression=compression,
         )
 
     def lengths(self, taps: Sequence[TapSpec]) -> dict[str, NDArray[np.int64]] | None:

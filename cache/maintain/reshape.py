@@ -134,6 +134,7 @@ def convert(
     *,
     dtype: StorageTypes | None = None,
     taps: Sequence[str] | None = None,
+    compression: str | None = None,
     block_tokens: int | None = None,
     blocks_per_shard: int | None = None,
     progress: Progress | None = None,
@@ -149,6 +150,7 @@ def convert(
         dtype: storage type, of all taps or of some by their names (the others keep theirs); None
             for those of the source.
         taps: names; None for all.
+        compression: of the chunks: "none", "zstd" or "zstd:LEVEL"; None for that of the source.
         block_tokens: tokens of a block; None for those of the source.
         blocks_per_shard: blocks of a shard; None for those of the source, or anew by size.
         progress: called with (shards done, shards in all).
@@ -163,6 +165,7 @@ def convert(
         out,
         taps=taps,
         dtype=dtype,
+        compression=compression,
         block_tokens=block_tokens,
         blocks_per_shard=blocks_per_shard,
         progress=progress,
@@ -176,6 +179,7 @@ def _reshape(
     *,
     taps: Sequence[str] | None,
     dtype: StorageTypes | None = None,
+    compression: str | None = None,
     block_tokens: int | None = None,
     blocks_per_shard: int | None = None,
     progress: Progress | None,
@@ -186,6 +190,7 @@ def _reshape(
         joined,
         taps=chosen,
         dtype=dtype,
+        compression=compression,
         seed=cache.geometry.seed,
         origin=cache.origin,
         block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
@@ -234,6 +239,7 @@ def _layout(
     blocks_per_shard: int | None,
     taps: tuple[TapSpec, ...] | None = None,
     dtype: StorageTypes | None = None,
+    compression: str | None = None,
     samples_per_block: int | None = None,
 ) -> CacheLayout:
     """Lay out the samples of `joined` in its order, under the fingerprint that fits."""
@@ -266,6 +272,7 @@ def _layout(
         order=joined.order,
         samples_per_block=samples_per_block,
         rms=first.rms or None,
+        compression=compression or first.geometry.compression,
     )
     unknown = [
         tap for s in layout.geometry.coded_stacks for tap in s.tap_names if tap not in first.rms

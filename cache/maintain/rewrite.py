@@ -7,7 +7,7 @@ killed goes on where it stopped, and a shard counts when its ledger line is on t
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CacheError, CacheFull
 from ..layout import CacheLayout
 from ..ledger import Entry
-from ..location import local_path
+from ..location import files_below, local_path
 from ..manifest import read_finished, read_manifest
 from ..memory import size
 from ..reader import Cache, TapGroup
@@ -141,8 +141,8 @@ def rewrite(
         shards=layout.n_shards,
         shards_written=len(todo),
         shards_linked=len(pending) - len(todo),
-        nbytes=layout.total_bytes,
-        bytes_linked=sum(_shard_bytes(layout, shard) for shard in pending if shard in linked),
+        nbytes=sum(files_below(out).values()),
+        bytes_linked=sum(_bytes_of(known[shard]) for shard in pending if shard in linked),
     )
 
 
@@ -152,6 +152,10 @@ def _check_apart(caches: Sequence[Cache], out: Path) -> None:
         source = local_path(cache.path, "rewriting").resolve()
         if target == source or source in target.parents or target in source.parents:
             raise CacheError(f"{out} is, holds or lies in the source {cache.path}; give a new one")
+
+
+def _bytes_of(files: Mapping[str, tuple[Path, str]]) -> int:
+    return sum(file.stat().st_size for file, _ in files.values())
 
 
 def _shard_bytes(layout: CacheLayout, shard: int) -> int:
@@ -172,7 +176,7 @@ def _same_shards(joined: Joined, layout: CacheLayout) -> set[int]:
     """Return the shards whose files come out as they are in the first source."""
     base, geometry = joined.caches[0].geometry, layout.geometry
     known = joined.caches[0].table
-    alike = base.stacks == geometry.stacks and base.dtype == geometry.dtype
+    alike = base.stacks == geometry.stacks and base.compression == geometry.compression
     alike &= base.blocks_per_shard == geometry.blocks_per_shard
     alike &= base.block_tokens == geometry.block_tokens
     if any(not stack.ragged for stack in base.stacks):

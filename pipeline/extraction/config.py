@@ -15,7 +15,7 @@ from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
 from pipeline.data import DataConfig, Dataset, load_dataset
 from pipeline.extraction.job import Crew
-from pipeline.extraction.storage import checked_changes, stored_types
+from pipeline.extraction.storage import checked_changes, checked_compression, stored_types
 from pipeline.inputs import ImageInput, Input, InputError
 from pipeline.media.video import CONTAINERS
 from pipeline.places import Place
@@ -85,6 +85,9 @@ class ExtractOptions(Config):
     store_dtype_of: Annotated[tuple[str, ...], AfterValidator(checked_changes)] = ()
     """Another type for some taps, PATTERN=TYPE with a pattern as for --taps, such as
     'encoder.layer.0[0-3]=int8'; where several match a tap the last one counts."""
+    compress: Annotated[str, AfterValidator(checked_compression)] = "none"
+    """Compression of the numbers on disk: none, zstd or zstd:LEVEL (1 to 22); makes reading slower,
+    and may pay for maps after a ReLU."""
     block_tokens: int = Field(default=640, ge=1)
     """Tokens of a cache block, the unit of reading."""
     seed: int = Field(default=0, ge=0)

@@ -1,9 +1,10 @@
-"""Which tap is stored in which type, by patterns: the rule of `extract` and `cache convert`."""
+"""How taps are stored: types by patterns, and compression; for `extract` and `cache convert`."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from cache import Cache
+from cache.compression import parse_compression
 from cache.spec import StorageType
 from pipeline.config import ConfigError
 from pipeline.selection import matches
@@ -30,6 +31,12 @@ def checked_changes(texts: tuple[str, ...]) -> tuple[str, ...]:
     for text in texts:
         parse_change(text)
     return texts
+
+
+def checked_compression(text: str) -> str:
+    """Return `text`, a compression of chunks; raise `ValueError` for another."""
+    parse_compression(text.strip())
+    return text.strip()
 
 
 def changed_types(known: Sequence[str], texts: Sequence[str]) -> dict[str, StorageType]:

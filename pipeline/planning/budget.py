@@ -225,4 +225,5 @@ def _layout(
         seed=config.seed,
         block_tokens=config.block_tokens,
         taps=taps,
+        compression=config.compress,
     )

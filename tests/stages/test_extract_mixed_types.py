@@ -17,6 +17,7 @@ from pipeline.config import ConfigError
 from pipeline.extract import ExtractConfig, extract, extract_inputs, written_bytes
 from pipeline.extraction.storage import changed_types, stored_types
 from pipeline.inputs import TextInput
+from pipeline.plan import plan
 from pipeline.planning.budget import alternatives
 from pipeline.planning.config import PlanConfig
 from pipeline.table import build_table
@@ -112,6 +113,40 @@ def test_the_command_line_extracts_plans_and_converts(folder: Path, tmp_path: Pa
         "float32",
         "float32",
     ]
+
+
+def test_a_compressed_cache_is_extracted_priced_and_trained_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = ["--train", folder / "data.tsv", "--store-dtype-of", "encoder.layer.00=int8"]
+    packed = [*data, "--compress", "zstd:4"]
+    priced = plan(
+        PlanConfig.build(
+            {
+                "backbone": str(folder),
+                "data": {"train": folder / "data.tsv"},
+                "store_dtype_of": ["encoder.layer.00=int8"],
+                "compress": "zstd:4",
+                "trial_seconds": 0.01,
+            }
+        )
+    )
+    assert "at most" in priced.render()
+    assert "zstd:4" in priced.render()
+    shown = run("extract", folder, tmp_path / "c", *packed)
+    assert f"{written_bytes(tmp_path / 'c'):,} bytes" in shown
+    assert written_bytes(tmp_path / "c") <= priced.total_bytes
+    run("extract", folder, tmp_path / "plain", *data)
+    run("cache", "convert", tmp_path / "plain", tmp_path / "d", "--compress", "zstd:4")
+    assert contents(tmp_path / "c") == contents(tmp_path / "d")
+    one, two = Cache.open(tmp_path / "c"), Cache.open(tmp_path / "plain")
+    assert one.fingerprint == two.fingerprint
+    samples = np.arange(one.n_samples)
+    for tap, values in one.read(samples).items():
+        assert torch.equal(values, two.read(samples, [tap])[tap])
+    wrong = {"backbone": "x", "out": "c", "data": {"train": "t"}, "compress": "gzip"}
+    with pytest.raises(ConfigError, match="zstd:LEVEL"):
+        ExtractConfig.build(wrong)
 
 
 def test_a_training_from_a_mix_is_one_from_its_numbers(folder: Path, tmp_path: Path) -> None:
