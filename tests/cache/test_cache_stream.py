@@ -43,6 +43,9 @@ def caches(tmp_path_factory):
         }
         extra = {"rms": rms} if rms else {}
         caches[name] = Cache.open(sample.write(root / name, **extra))
+        if name == "mixed":
+            packed = sample.write(root / "compressed", compression="zstd", **extra)
+            caches["compressed"] = Cache.open(packed)
     return caches
 
 
