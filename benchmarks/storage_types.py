@@ -9,7 +9,7 @@ float16, and float16 pooled at extraction. A difference of means is called withi
 is at most the standard deviation over the seeds of float16. Each cache is deleted when its runs are
 done; a row that is finished in `--work` is used again.
 Cost on one core: 3 extractions of 20 to 60 s and 21 runs of 5 to 70 s a task, and at most 1.5 GB of
-disk at a time.
+disk at a time (4.5 GB with `--tasks movie`).
 """
 
 import argparse
