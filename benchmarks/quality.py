@@ -32,8 +32,6 @@ ASSETS = Path(".demo")
 SEEDS = (0, 1, 2)
 LAYERS: tuple[Layers, ...] = ("last", "all")
 
-MEMORY = {"memory_keys": 8192}
-
 EARLY: dict[str, Any] = {
     "taps": ["embeddings", "encoder.layer.0[0-3]"],
     "class_weights": "balanced",
@@ -43,29 +41,24 @@ EARLY: dict[str, Any] = {
 }
 """For grammar, which a sentence encoder's last layers have lost: a middle layer is the anchor."""
 
+NOISY = EARLY | {"noise": 1.0, "dropout": 0.5, "epochs": 10}
+WIDE = EARLY | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4}
+MEMORY = {"memory_keys": 8192}
+
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "early": EARLY,
-    "early-wide": EARLY | {"reduction": 1.0, "lr": 3e-4, "dropout": 0.4},
-    "early-noisy": EARLY | {"noise": 0.6, "dropout": 0.4, "epochs": 6},
-    "early-long": EARLY | {"noise": 0.6, "dropout": 0.5, "epochs": 10, "weight_decay": 0.2},
-    "early-noisier": EARLY | {"noise": 1.0, "dropout": 0.5, "epochs": 10},
-    "early-noisier-memory": EARLY | MEMORY | {"noise": 1.0, "dropout": 0.5, "epochs": 10},
-    "early-wide-memory": EARLY
-    | MEMORY
-    | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4},
-    "early-noisiest": EARLY | {"noise": 1.5, "dropout": 0.5, "epochs": 14},
-    "early-wide-noisy": EARLY
-    | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4},
-    "early-wide-noisier": EARLY
-    | {"noise": 1.0, "dropout": 0.5, "epochs": 10, "reduction": 1.0, "lr": 3e-4},
+    "memory": MEMORY,
+    "early-noisy": NOISY,
+    "early-wide": WIDE,
+    "early-noisy-memory": NOISY | MEMORY,
+    "early-wide-memory": WIDE | MEMORY,
 }
 """Options that differ from the defaults, by name."""
 
 TRIED = {
-    "tweets": ("defaults",),
-    "amazon": ("defaults",),
-    "movie": ("defaults",),
+    "tweets": ("defaults", "memory"),
+    "amazon": ("defaults", "memory"),
+    "movie": ("defaults", "memory"),
     "cola": tuple(name for name in CANDIDATES if name.startswith("early")),
 }
 """The candidates of each task."""
