@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .errors import CacheDamaged, CacheError
-from .files import PARTIAL, holds, make_folders, write_atomic
+from .files import PARTIAL, holds, write_atomic
 from .geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT, Geometry
 from .location import Location, ObjectPath
 from .manifest import Manifest, read_index
@@ -51,5 +51,4 @@ def unit_rms(geometry: Geometry) -> dict[str, Tensor]:
 def write_if_different(path: Location, content: bytes) -> None:
     """Write a small file unless it already has this content."""
     if not holds(path, content):
-        make_folders(path.parent)
         write_atomic(path, content)

@@ -1,15 +1,15 @@
 """Files that survive a crash: atomic writes, the writer's lock, clear errors for a full disk.
 
 A file appears under its name only when all its bytes are on the disk: temporary name, fsync,
-rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file. In an object store each of
-these is one request.
+rename, fsync of the folder. Cost: the raw write, plus two fsyncs a file, or for a group of small
+ones. In an object store each is one request.
 """
 
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -59,31 +59,74 @@ def room_needed(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Location, data: bytes | Bytes, *, alone: bool = True) -> None:
+def write_atomic(
+    path: Location,
+    data: bytes | Bytes,
+    *,
+    alone: bool = True,
+    pieces: Iterable[Bytes] | None = None,
+) -> None:
     """Put `data` under `path` whole or not at all, on the disk before the call returns.
 
     Args:
-        path: of the file.
+        path: of the file; missing folders are created.
         data: its content.
         alone: no other process writes this file meanwhile; else the temporary name is unique.
+        pieces: parts of `data` in order, each final when it comes.
 
     Raises:
         CacheFull: no space left; nothing remains of the attempt.
     """
+    parts: Iterable[bytes | Bytes] = [data] if pieces is None else pieces
     if isinstance(path, ObjectPath):
+        for _ in parts:
+            pass
         path.write(data)
         return
+    changed = _create_folders(path.parent)
     partial = path.with_name(path.name + ("" if alone else f".{token_hex(6)}") + PARTIAL)
     with room_needed(path):
         try:
             with partial.open("wb", buffering=0) as file:
-                _write_all(file.fileno(), data)
+                for piece in parts:
+                    _write_all(file.fileno(), piece)
                 os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    sync_folder(path.parent)
+    for folder in [path.parent, *changed]:
+        sync_folder(folder)
+
+
+def write_group(root: Location, contents: Mapping[str, bytes]) -> None:
+    """Put small files below `root`, but for those that are there, all on the disk at the end.
+
+    They share their flushes: first all contents, then all names.
+    """
+    wanted = {root / name: data for name, data in contents.items() if not holds(root / name, data)}
+    partials: dict[Path, Path] = {}
+    changed: dict[Path, None] = {}
+    try:
+        for path, data in wanted.items():
+            if isinstance(path, ObjectPath):
+                path.write(data)
+                continue
+            changed |= dict.fromkeys([path.parent, *_create_folders(path.parent)])
+            partials[path] = path.with_name(path.name + PARTIAL)
+            with room_needed(path), partials[path].open("wb", buffering=0) as file:
+                _write_all(file.fileno(), data)
+        for path, partial in partials.items():
+            with room_needed(path), partial.open("rb") as written:
+                os.fsync(written.fileno())
+        for path, partial in partials.items():
+            partial.replace(path)
+    except BaseException:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+        raise
+    for folder in changed:
+        sync_folder(folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -126,12 +169,19 @@ def _write_all(fd: int, data: bytes | Bytes) -> None:
 
 def make_folders(path: Location) -> None:
     """Create `path` and its missing parents, durably; an object store has none."""
-    if isinstance(path, ObjectPath) or path.is_dir():
-        return
-    make_folders(path.parent)
+    if not isinstance(path, ObjectPath):
+        for folder in _create_folders(path):
+            sync_folder(folder)
+
+
+def _create_folders(path: Path) -> list[Path]:
+    """Create `path` and its missing parents; return the folders to be flushed for that."""
+    if path.is_dir():
+        return []
+    changed = _create_folders(path.parent)
     with room_needed(path):
         path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
+    return [path.parent, *changed]
 
 
 def sync_folder(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Holds the exact bytes of the shard files (about 200 MB for 13 taps of width 768 in float16), so
 sealing adds checksums and an index in place and nothing is copied. Cost: one pass to convert, one
-to find the largest magnitude, one to copy.
+to find the largest magnitude, one to copy; a piece is checksummed just before it is written.
 """
 
 import math
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from .compression import compress
 from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
-from .files import make_folders, write_atomic
+from .files import write_atomic
 from .layout import CacheLayout
 from .ledger import Entry
 from .location import Location
 from .packing import BlockTable
 from .quantize import MAX_PEAK, quantize, token_peaks
 from .spec import TORCH_TYPES, Bytes, Ints, Stack
-from .zarr3 import CRC_BYTES, pack_shard, seal_shard
+from .store import Runs, find_runs
+from .zarr3 import CRC_BYTES, pack_shard, seal_shard, tail_checksum
 
 Array = np.ndarray[Any, Any]
 
@@ -91,23 +92,25 @@ class ShardBuffer:
             raise ShardMisaligned(
                 f"shard {self.shard} was given samples that lie elsewhere; {_HINT}"
             )
-        places: dict[str, tuple[Ints, Ints]] = {}
+        places: dict[str, Runs] = {}
         for name, tensor in values.items():
             if name not in self._place:
                 raise InvalidTap(f"no tap {name!r} in this cache; it has {sorted(self._place)}")
             stack, number = self._place[name]
             group = stack.axis if stack.ragged else ""
             if group not in places:
-                places[group] = self._rows(table, samples, stack)
-            block, row = places[group]
-            wanted = (len(block), *stack.shape)
+                places[group] = find_runs(*self._rows(table, samples, stack))
+            runs = places[group]
+            wanted = (int(runs.count.sum()), *stack.shape)
             if tuple(tensor.shape) != wanted:
                 raise ShardMisaligned(
                     f"tap {name} was given {list(tensor.shape)} for {len(samples)} samples, "
                     f"expected {list(wanted)}"
                 )
             for stored, array in self._convert(name, tensor, samples, stack):
-                self._views[stored.name][block, number, row] = array.reshape(-1, stored.width)
+                target, rows = self._views[stored.name], array.reshape(-1, stored.width)
+                for block, row, start, count in zip(*(c.tolist() for c in runs), strict=True):
+                    target[block, number, row : row + count] = rows[start : start + count]
             self._missing[name].difference_update(samples.tolist())
 
     def _rows(self, table: BlockTable, samples: Ints, stack: Stack) -> tuple[Ints, Ints]:
@@ -191,22 +194,32 @@ class ShardBuffer:
         self.check_full()
         geometry, files = self.layout.geometry, {}
         for stack in geometry.stacks:
-            raw, crc = self._sealed(stack)
-            files[stack.name] = len(raw), crc
+            self._clear_padding(stack)
             path = root / geometry.shard_path(stack, self.shard)
-            make_folders(path.parent)
-            write_atomic(path, raw, alone=alone)
+            files[stack.name] = self._write_file(path, stack, alone)
         return self.layout.entry(self.shard, files, config)
 
-    def _sealed(self, stack: Stack) -> tuple[Bytes, str]:
-        """Return a file and its checksum; compressed, it is another one than the buffer."""
+    def _write_file(self, path: Location, stack: Stack, alone: bool) -> tuple[int, str]:
+        """Write a file; return its size and checksum. Compressed, it is not the buffer itself."""
         geometry, raw = self.layout.geometry, self._raw[stack.name]
         count = len(geometry.blocks_of(self.shard)) * len(stack.taps)
         entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
+        end = count * (size + CRC_BYTES)
         if (level := geometry.level) is None:
-            return raw, seal_shard(raw, count, entries, size)
-        chunks = raw[: count * (size + CRC_BYTES)].reshape(count, -1)[:, :size]
-        return pack_shard((compress(chunk, level) for chunk in chunks), entries)
+            write_atomic(path, raw, alone=alone, pieces=seal_shard(raw, count, entries, size))
+            return len(raw), tail_checksum(raw[end:], count)
+        chunks = raw[:end].reshape(count, -1)[:, :size]
+        packed, crc = pack_shard((compress(chunk, level) for chunk in chunks), entries)
+        write_atomic(path, packed, alone=alone)
+        return len(packed), crc
+
+    def _clear_padding(self, stack: Stack) -> None:
+        """Set rows to zero that no sample has: the memory is new, or was another shard's."""
+        view = self._views[stack.name]
+        used = np.zeros((len(view), view.shape[2]), bool)
+        used[self._rows(self.layout.packing.table, self.samples, stack)] = True
+        for block, rows in zip(view, used, strict=True):
+            block[:, ~rows] = 0
 
     def release(self) -> dict[str, Bytes]:
         """Give the memory back for another shard; the buffer is unusable afterwards."""
@@ -221,6 +234,5 @@ _HINT = "ask the writer for samples_of(shard)"
 def _take(pool: dict[str, Bytes] | None, name: str, size: int) -> Bytes:
     old = pool.pop(name, None) if pool else None
     if old is None or len(old) < size:
-        return np.zeros(size, np.uint8)
-    old[:size] = 0
+        return np.empty(size, np.uint8)
     return old[:size]

@@ -37,6 +37,7 @@ from .files import (
     make_folders,
     read_exact,
     remove,
+    write_group,
 )
 from .fingerprint import Fingerprint, digest
 from .geometry import ACTIVATIONS, COMPLETE, LEDGER, ROOT
@@ -186,8 +187,8 @@ class CacheWriter:
         self._config = digest(metadata)
         files = {geometry.index_chunk(name)[0]: chunk for name, chunk in chunks.items() if chunk}
         files |= dict(geometry.child_metadata())
-        for relative, content in [*files.items(), (ROOT, metadata)]:
-            write_if_different(root / relative, content)
+        write_group(root, files)
+        write_if_different(root / ROOT, metadata)
 
     def _keep_calibration(self) -> None:
         """Take the RMS of the cache that is there: it was decided once, before the first shard."""

@@ -12,7 +12,7 @@ by one read at its end, so that a file in the place of another is found before i
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from .spec import Bytes, Ints
 
 CRC_BYTES = 4
 ENTRY_BYTES = 16
+PIECE = 2**20
+"""Bytes of a shard that are written at once."""
 MISSING = 2**64 - 1
 """Offset and size of a chunk that is not there (beyond the end of the array)."""
 
@@ -139,7 +141,7 @@ def tail_size(n_chunks: int, n_entries: int) -> int:
     return n_chunks * CRC_BYTES + n_entries * ENTRY_BYTES + CRC_BYTES
 
 
-def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> str:
+def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> Iterator[Bytes]:
     """Fill in the checksums and the index of a shard whose chunk bytes are in place.
 
     Args:
@@ -148,15 +150,18 @@ def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> s
         n_entries: chunks of a whole shard.
         chunk_bytes: bytes of a chunk without its checksum.
 
-    Returns:
-        The file's checksum for the ledger, see `file_checksum`.
+    Yields:
+        The file, about `PIECE` bytes at a time, each piece final and still in the core's cache.
     """
-    stride = chunk_bytes + CRC_BYTES
+    stride, low = chunk_bytes + CRC_BYTES, 0
     for number in range(n_chunks):
         end = number * stride + chunk_bytes
         raw[end : end + CRC_BYTES] = _crc_bytes(raw[end - chunk_bytes : end])
-    tail = raw[n_chunks * stride :] = _encode_tail(raw, n_chunks, n_entries, stride)
-    return tail_checksum(tail, n_chunks)
+        if end + CRC_BYTES - low >= PIECE:
+            yield raw[low : end + CRC_BYTES]
+            low = end + CRC_BYTES
+    raw[n_chunks * stride :] = _encode_tail(raw, n_chunks, n_entries, stride)
+    yield raw[low:]
 
 
 def pack_shard(chunks: Iterable[bytes], n_entries: int) -> tuple[Bytes, str]:
