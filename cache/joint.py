@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .feed import Feed, Part, Source
-from .memory import PREFETCH, MemoryPlan, Tier, free_device_memory, plan_memory
+from .memory import PREFETCH, MemoryPlan, Tier, plan_memory, usual_device_limit
 from .order import Limits, Order, cut_batches, rank_parts, window_order
 from .spec import Ints
 from .stream import Stream
@@ -146,9 +146,9 @@ class JointLoader:
             wanted = 2 * self.window + 1  # and one for the threads' buffers
             asked[self.lead] = [replace(d, window=wanted) for d in asked[self.lead]]
         names = sorted(asked, key=lambda name: (name != self.lead, weight[name]))
-        free = free_device_memory(self.device)
-        if free is not None:
-            free = free // 2 if device_limit is None else device_limit
+        free = usual_device_limit(self.device)
+        if free is not None and device_limit is not None:
+            free = device_limit
         plan = plan_memory([d for name in names for d in asked[name]], tier, limit, free)
         whole = sum(f.cache.geometry.n_blocks * f.block_bytes for f in self.feeds.values())
         shared = plan.tier != "disk" and whole <= plan.limit  # one copy for all loaders

@@ -186,6 +186,12 @@ def free_device_memory(device: torch.device | None) -> int | None:
     return 0
 
 
+def usual_device_limit(device: torch.device | None) -> int | None:
+    """Return the bytes of a device's memory that are used unless told: half of what is free."""
+    free = free_device_memory(device)
+    return None if free is None else free // 2
+
+
 def size(count: int) -> str:
     """Return a number of bytes as people write it."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -15,7 +15,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from cache.memory import available_memory
+from cache.memory import (
+    Demand,
+    Placement,
+    available_memory,
+    plan_memory,
+    usual_device_limit,
+)
 from cache.spec import describe_types
 from pipeline.backbones import check_frozen
 from pipeline.console import duration
@@ -37,8 +43,12 @@ __all__ = ["Alternative", "Plan", "PlanConfig", "RetrievalPlanConfig", "pick_tie
 
 DISK_BYTES_PER_SECOND = 1.0e9
 """Reading speed assumed of a disk: measuring it would need a written file."""
-HOST_SHARE = 0.5
-"""Share of the available memory that a cache may fill to be kept there."""
+TierName = Literal["device memory", "host memory", "disk"]
+TIER_NAMES: dict[Placement, TierName] = {
+    "device": "device memory",
+    "host": "host memory",
+    "disk": "disk",
+}
 
 
 class Plan(BaseModel):
@@ -72,7 +82,7 @@ class Plan(BaseModel):
     """Share of the forward passes that is padding."""
     tokens_per_second: float
     extract_seconds: float
-    tier: Literal["host memory", "disk"]
+    tier: TierName
     tier_reason: str
     forward_seconds: float
     side_seconds: float
@@ -209,7 +219,12 @@ def plan(config: ExtractOptions) -> Plan:
         side_width=options.side_width,
     )
     total, tokens = layout.total_bytes, int(table.encoded.lengths.sum())
-    tier, reason, speed = pick_tier(total, available_memory())
+    tier, reason, speed = pick_tier(
+        total,
+        layout.geometry.n_blocks,
+        device_limit=usual_device_limit(backbone.device),
+        device=backbone.device,
+    )
     already, free = written_bytes(options.out), free_bytes(options.out)
     row_tokens, extract_seconds = table.row_tokens, tokens / rate
     forward, side = row_tokens / rate, row_tokens / side_rate if side_rate else 0.0
@@ -267,18 +282,47 @@ def _describe(each: Alternative) -> str:
     return f"  {each.total_bytes:>20,} bytes  {each.change}: {' '.join(each.options)}"
 
 
-def pick_tier(total_bytes: int, memory: int) -> tuple[Literal["host memory", "disk"], str, float]:
-    """Return where training would read the cache from, why, and the speed in bytes a second."""
-    budget = int(memory * HOST_SHARE)
-    size = f"{total_bytes:,} bytes against {budget:,} ({HOST_SHARE:.0%} of the available memory)"
-    if total_bytes <= budget:
-        return "host memory", f"{size}; copying measured", _copy_speed()
-    return "disk", f"{size}; {DISK_BYTES_PER_SECOND / 1e9:g} GB/s assumed", DISK_BYTES_PER_SECOND
+def pick_tier(
+    total_bytes: int,
+    n_blocks: int,
+    *,
+    limit: int | None = None,
+    device_limit: int | None = None,
+    device: torch.device | None = None,
+) -> tuple[TierName, str, float]:
+    """Return where training would read the cache from, why, and the speed in bytes a second.
+
+    The loader decides by the same rule, `cache.memory.plan_memory`, with the batches on top.
+
+    Args:
+        total_bytes: of the cache.
+        n_blocks: that it has.
+        limit: bytes of host memory; None for half of what is available.
+        device_limit: bytes of the device's memory; None if there is none.
+        device: whose speed is measured where the cache fits there.
+    """
+    block = -(-total_bytes // max(1, n_blocks))
+    blocks = Demand(name="", block=block, needed=n_blocks, window=1, batch=0)
+    limit = max(block, available_memory() // 2 if limit is None else limit)
+    found = plan_memory([blocks], "auto", limit, device_limit)
+    reason = found.reason.partition(": ")[2]
+    if found.tier == "disk":
+        speed = DISK_BYTES_PER_SECOND
+        return "disk", f"{reason}; {speed / 1e9:g} GB/s assumed", speed
+    home = device if found.tier == "device" else None
+    return TIER_NAMES[found.tier], f"{reason}; copying measured", _copy_speed(home)
 
 
-def _copy_speed(size: int = 1 << 25) -> float:
-    source, target = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
-    target.copy_(source)  # touches the pages
+def _copy_speed(device: torch.device | None, size: int = 1 << 25) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = source.clone()  # touches the pages
+    _wait_for(device)
     started = time.perf_counter()
     target.copy_(source)
+    _wait_for(device)
     return size / max(time.perf_counter() - started, 1e-9)
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -31,7 +31,7 @@ def caches(tmp_path_factory):
 @pytest.fixture
 def accelerator(monkeypatch):
     """The CPU with memory of its own, as far as the loader can tell."""
-    monkeypatch.setattr("cache.joint.free_device_memory", lambda device: 2**20)
+    monkeypatch.setattr("cache.memory.free_device_memory", lambda device: 2**20)
     return torch.device("cpu")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import SENTENCES, save_tiny
 
 from pipeline import plan as module
@@ -90,12 +91,21 @@ def test_the_break_even_follows_from_the_times(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_tier_follows_the_memory_and_says_so() -> None:
-    tier, reason, speed = pick_tier(500, 1000)
+    mib = 2**20
+    tier, reason, speed = pick_tier(50 * mib, 5, limit=50 * mib)
     assert (tier, speed > 0) == ("host memory", True)
-    assert "500 bytes against 500" in reason
-    tier, reason, speed = pick_tier(501, 1000)
+    assert reason.startswith("50.0 MiB for 5 blocks fits in the limit of 50.0 MiB")
+    tier, reason, speed = pick_tier(50 * mib, 5, limit=50 * mib - 1)
     assert (tier, speed) == ("disk", module.DISK_BYTES_PER_SECOND)
+    assert "exceeds the limit" in reason
     assert "1 GB/s assumed" in reason
+    tier, reason, speed = pick_tier(50 * mib, 5, limit=10 * mib, device_limit=10 * mib)
+    assert tier == "disk"
+    assert "exceeds the limit of 10.0 MiB on the device and" in reason
+    room = {"limit": 50 * mib, "device_limit": 50 * mib}
+    tier, reason, speed = pick_tier(50 * mib, 5, device=torch.device("cpu"), **room)
+    assert (tier, speed > 0) == ("device memory", True)
+    assert "fits in the limit of 50.0 MiB on the device" in reason
 
 
 def test_a_disk_that_is_too_small_is_told(
