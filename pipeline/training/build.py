@@ -69,6 +69,11 @@ def prepare(
             f"token_drop drops tokens, and {config.cache} holds one vector a text; leave it at 0, "
             "or extract without --pool"
         )
+    if config.max_tokens is not None and not taps[-1].ragged:
+        raise ConfigError(
+            f"max_tokens bounds the tokens of a batch, and {config.cache} holds one vector a text; "
+            "leave it out and set batch_size, or extract without --pool"
+        )
     return Setup(
         dataset=dataset,
         cache=cache,
@@ -120,6 +125,7 @@ def make_loader(config: TrainConfig, setup: Setup) -> Loader:
         setup.splits["train"].samples,
         taps=setup.tap_names,
         batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
         seed=config.batch_seed,
         tier=config.tier,
         device=setup.device,
@@ -213,7 +219,7 @@ def rescale_outputs(model: SideClassifier, scale: float, shift: float) -> None:
 
 def identity(config: TrainConfig, setup: Setup) -> str:
     """Return what must be equal for a training to be continued, as JSON text."""
-    unset = {"order_seed"} if config.order_seed is None else set()
+    unset = {name for name in ("order_seed", "max_tokens") if getattr(config, name) is None}
     settings = config.model_dump(mode="json", exclude={"out", "cache"} | unset)
     if config.data.group_column is None:
         del settings["data"]["group_column"]

@@ -93,6 +93,9 @@ class TrainConfig(LoopConfig):
     """Inverse square of the width of the memory's kernel, in units of a feature's deviation."""
     memory_penalty: float = Field(default=0.1, gt=0)
     """Weight of the memory's ridge penalty; larger is smoother."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one optimizer step, at most: a batch ends before it has more, or at batch_size
+    examples; a longer example is a batch of its own."""
     order_seed: int | None = Field(default=None, ge=0)
     """Seed of what trainings can share: the order of the examples, noise and dropped tokens; by
     default the seed."""

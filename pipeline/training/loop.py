@@ -357,7 +357,7 @@ class _Meter:
         if self.report is None:
             return
         seconds = max(1e-9, time.perf_counter() - self.started)
-        left = self.config.epochs * self.batches - now.step
+        left = max(0, self.config.epochs * self.batches - now.step)
         self.report(
             TrainProgress(
                 epoch=now.epoch + 1,

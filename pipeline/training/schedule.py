@@ -19,7 +19,8 @@ def rate_factor(
 
     Args:
         step: number of optimizer steps taken so far.
-        total: number of steps of the whole training.
+        total: number of steps of the whole training; where batches are bounded by tokens the last
+            epochs may have a few more, which take the rate of the end.
         schedule: "cosine" and "linear" fall to 0 at the end, "step" falls once, "constant" stays.
         warmup: share of `total` over which the rate grows linearly from 0.
         step_at: share of `total` after which "step" falls.
@@ -32,5 +33,5 @@ def rate_factor(
         return 1.0
     if schedule == "step":
         return step_factor if step >= step_at * total else 1.0
-    progress = (step - warm) / max(1, total - warm)
+    progress = min(1.0, (step - warm) / max(1, total - warm))
     return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

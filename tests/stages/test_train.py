@@ -118,6 +118,35 @@ def test_an_interruption_changes_nothing(tmp_path: Path) -> None:
     assert curves[0] == curves[1]
 
 
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_batches_bounded_by_tokens_resume_in_mid_epoch(tmp_path: Path, tier: str) -> None:
+    """Also where an epoch has more batches, or fewer, than the first one."""
+    extras = {"max_tokens": 24, "dropout": 0.3, "tier": tier, "checkpoint_steps": 1, "epochs": 4}
+    whole: list[TrainProgress] = []
+    train(train_config(tmp_path, "whole", **extras), whole.append)
+    config = train_config(tmp_path, "cut", **extras)
+    setup = prepare(config)
+    lengths = setup.cache.lengths["tokens"][setup.splits["train"].samples]
+    loader = make_loader(config, setup)
+    for number in range(4):
+        batches = [batch.index.numpy() for batch in loader.epoch(number)]
+        assert sum(step.epoch == number + 1 for step in whole) == len(batches) > len(lengths) // 24
+        assert all(lengths[index].sum() <= 24 or len(index) == 1 for index in batches)
+        assert max(map(len, batches)) <= config.batch_size
+
+    def stop(now: TrainProgress) -> None:
+        if (now.epoch, now.batch) == (3, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop)
+    resumed: list[TrainProgress] = []
+    train(config, resumed.append)
+    assert (resumed[0].epoch, resumed[0].batch) == (3, 5)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert min(step.eta for step in whole) >= 0
+
+
 SLOW = """
 import json, os, sys, time
 from pathlib import Path
@@ -345,6 +374,8 @@ def test_schedules() -> None:
     step = course(schedule="step", warmup=0.0, step_at=0.6)
     assert (step[59], step[60]) == (1.0, 0.1)
     assert set(course(schedule="constant", warmup=0.0)) == {1.0}
+    assert rate_factor(103, 100, schedule="linear", warmup=0.0) == 0.0
+    assert rate_factor(103, 100, schedule="cosine", warmup=0.0) == pytest.approx(0.0)
 
 
 def test_noise_is_scaled_by_feature_and_tokens_are_dropped_but_the_first() -> None:

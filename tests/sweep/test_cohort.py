@@ -75,7 +75,7 @@ SHAPES: list[dict[str, Any]] = [
     {"preset": "vse_text", "pooling": "max", "noise": 0.2, "token_drop": 0.2},
     {"preset": "clip_vil", "pooling": "attention", "reduction": 2.0, "side_width": None},
     {"input_norm": "layer", "pooling": "first", "out_width": 4, "taps": ["layer.*"]},
-    {"input_norm": "none", "pooling": "last", "patience": 1},
+    {"input_norm": "none", "pooling": "last", "patience": 1, "max_tokens": 30},
 ]
 
 
@@ -175,7 +175,13 @@ def test_an_interruption_repeats_bit_for_bit(tmp_path: Path) -> None:
 def test_what_may_differ_within_a_shape(tmp_path: Path) -> None:
     one, other = configs(tmp_path, [VARIED[0], VARIED[4]])
     assert shape_key(one) == shape_key(other)
-    changes = ({"side_width": 4}, {"batch_size": 8}, {"noise": 0.1}, {"order_seed": 6})
+    changes = (
+        {"side_width": 4},
+        {"batch_size": 8},
+        {"noise": 0.1},
+        {"order_seed": 6},
+        {"max_tokens": 50},
+    )
     for change in changes:
         (different,) = configs(tmp_path, [{**VARIED[0], **change}])
         assert shape_key(different) != shape_key(one)
