@@ -166,7 +166,7 @@ class SideClassifier(nn.Module):
 def layer_means(
     states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
 ) -> Tensor:
-    """Return the mean over the valid tokens of every layer, concatenated, ``[B, (N + 1) D]``.
+    """Return the float32 mean over valid tokens of every layer, joined, ``[B, (N + 1) D]``.
 
     Args:
         states: ``[N + 1, B, L, D]`` padded or ``[N + 1, T, D]`` packed.
@@ -174,10 +174,10 @@ def layer_means(
         offsets: ``LongTensor [B + 1]`` (packed only).
     """
     if offsets is not None:
-        return torch.cat([segment_mean(tap, offsets) for tap in states], -1)
+        return torch.cat([segment_mean(tap.float(), offsets) for tap in states], -1)
     if mask is None:
-        return states.mean(2).transpose(0, 1).flatten(1)
-    valid = mask[..., None].to(states.dtype)  # [B, L, 1]
+        return states.float().mean(2).transpose(0, 1).flatten(1)
+    valid = mask[..., None].float()  # [B, L, 1]
     means = (states * valid).sum(2) / valid.sum(1)  # [N + 1, B, D]
     return means.transpose(0, 1).flatten(1)
 

@@ -215,6 +215,8 @@ def test_a_memory_is_added_to_the_head(segments: int) -> None:
     torch.testing.assert_close(whole.confidence, alone.confidence)
     values, offsets = pack(states, mask)
     torch.testing.assert_close(model(values, offsets=offsets).logits, whole.logits)
+    halved = model(values.half(), offsets=offsets).logits  # means are taken in float32
+    torch.testing.assert_close(halved, model(values.half().float(), offsets=offsets).logits)
     full = model(states).logits
     torch.testing.assert_close(full, model(states, mask=torch.ones_like(mask)).logits)
     again = SideClassifier.from_config(model.config).eval()
