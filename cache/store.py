@@ -27,6 +27,8 @@ from .spec import Bytes, Ints
 from .workbench import SHARES, Workbench, large_pages
 
 _NOTHING: Bytes = np.empty(0, np.uint8)
+LEAST = 2**21
+"""Bytes of a block that are worth a thread to read them."""
 SHARE = 2**23
 """Bytes of a batch that are worth a thread to copy them."""
 
@@ -157,6 +159,7 @@ class BlockStore:
         readers = [reader] if factors is None else [reader, factors.scales]
         self._slabs = [_Slab(each, geometry, self._taps, self.capacity, home) for each in readers]
         self._place: OrderedDict[int, int] = OrderedDict()  # block -> place, oldest first
+        self._block_bytes = self.nbytes // self.capacity
         self._lock = threading.Lock()
         self._free = list(range(self.capacity - 1, -1, -1))
 
@@ -235,6 +238,8 @@ class BlockStore:
         requests = self._slabs[0].reader.requests
         shares = bench.shares if requests is None else SHARES
         parts = max(1, -(-shares // (len(blocks) * len(self._slabs))))
+        if requests is None:  # a thread costs more than it gives for a chunk or two
+            parts = min(parts, max(1, self._block_bytes // LEAST))
         step = -(-len(self._taps) // parts)
         jobs = [
             partial(slab.reader.read_block, block, self._taps[part], slab.targets(entry, part))
