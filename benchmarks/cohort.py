@@ -5,7 +5,7 @@ in memory already. Together: the same configurations as one cohort. No trial is 
 keep their best weights on disk, and their losses are compared. BERT-base's sizes (13 taps of 768),
 random states, the lengths of real sentences. On a GPU also: cohorts of 1, 4, 16 and 64 trials.
 
-    python -m benchmarks.cohort [--trials 16] [--widths 24,48,192] [--precision float32]
+    python -m benchmarks.cohort [--trials 16] [--widths 24,48,192] [--precision float32,bfloat16]
         [--epochs 2] [--repeats 3]
 """
 
@@ -145,6 +145,7 @@ def compare(configs: Sequence[TrainConfig], repeats: int) -> dict[str, Any]:
         "seconds": seconds,
         "ratio": paired_ratio(seconds["each"], seconds["together"]),
         "largest_loss_difference": max(gaps),
+        "mean_loss": statistics.fmean(losses["together"]),
     }
 
 
@@ -154,7 +155,7 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"d {row['side_width']:4d}  {row['precision']:9s} {row['trials']:3d} trials: one by one "
         f"{each:7.2f} s  together {together:7.2f} s  ratio {row['ratio']:5.2f} x  largest relative "
-        f"difference of losses {row['largest_loss_difference']:.1e}"
+        f"difference of losses {row['largest_loss_difference']:.1e}  mean loss {row['mean_loss']:.4f}"
     )
 
 
@@ -179,7 +180,9 @@ def gpu_lines(rows: Sequence[Measured]) -> list[str]:
 @click.command()
 @click.option("--trials", default=16, show_default=True, help="Trials of the cohort.")
 @click.option("--widths", default="24,48,192", show_default=True, help="Side widths d.")
-@click.option("--precision", default="float32", show_default=True, help="Or bfloat16, or both.")
+@click.option(
+    "--precision", default="float32,bfloat16", show_default=True, help="Types of the arithmetic."
+)
 @click.option("--epochs", default=2, show_default=True, help="Epochs of each trial.")
 @click.option("--repeats", default=3, show_default=True, help="Measured pairs of each width.")
 def main(trials: int, widths: str, precision: str, epochs: int, repeats: int) -> None:
