@@ -43,7 +43,7 @@ class SearchConfig(Config):
     keep: int = Field(default=5, ge=1)
     """Best finished trials whose weights are kept, and which are tested at the end."""
     refit: Literal["train", "train+dev", "none"] = "train"
-    """Rows on which the best trial is trained again at the end, into the folder `best`."""
+    """Rows that the run in the folder `best` is trained on: on train it is the best trial's own."""
     cohort: int | None = Field(default=None, ge=1)
     """Most trainings that share one pass over the data; by default what the memory allows."""
     workers: int = Field(default=0, ge=0)

@@ -91,7 +91,7 @@ def sweep(config: SearchConfig, progress: ProgressCallback | None = None) -> Swe
     tested = test_trials(config, kind, [search.trials[number] for number in ranked])
     best = None
     if ranked and config.refit != "none":
-        best = refit(config, kind, search.trials[ranked[0]].params, config.out / BEST)
+        best = refit(config, kind, search.trials[ranked[0]], config.out / BEST)
     return collect(
         config,
         space,

@@ -55,7 +55,7 @@ class Kind(Protocol):
         Rows are resampled for all runs together; for one run this is what `evaluate` gives.
         """
 
-    def write_run(self, config: Any, state: Path) -> None:
+    def write_run(self, config: Any, state: Path) -> RunResult:
         """Write the run of `config` from the state of a training that has ended."""
 
     def fit(self, config: Any) -> RunResult:

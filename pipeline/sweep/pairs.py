@@ -113,14 +113,15 @@ class RetrievalKind:
         owner = ranked[0].located.split.item_of
         return {METRIC: bootstrap([one.ranks for one in ranked], owner)[METRIC]}
 
-    def write_run(self, config: RetrievalTrainConfig, state: Path) -> None:
+    def write_run(self, config: RetrievalTrainConfig, state: Path) -> RunResult:
         """Write the run of a trial from its last checkpoint; see `Kind`."""
         setup = self.setups.whole(config)
         with torch.random.fork_rng():
             model = build_towers(config, setup)
         config.out.mkdir(parents=True, exist_ok=True)
         own = retrieval_identity(config, setup)
-        finish(config, setup, model, _progress(state), identity=own, tier="the units of a sweep")
+        now = _progress(state)
+        return finish(config, setup, model, now, identity=own, tier="the units of a sweep")
 
     def fit(self, config: RetrievalTrainConfig) -> RunResult:
         """Train a run as `train` does."""

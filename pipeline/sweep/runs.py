@@ -101,9 +101,16 @@ def test_trials(config: SearchConfig, kind: Kind, trials: Sequence[Trial]) -> di
     return found
 
 
-def refit(config: SearchConfig, kind: Kind, params: Params, out: Path) -> RunResult:
-    """Train the point `params` into the folder `out`, on train, or on train and dev."""
-    return kind.fit(_run_config(config, params, out, dev_too=config.refit == "train+dev"))
+def refit(config: SearchConfig, kind: Kind, trial: Trial, out: Path) -> RunResult:
+    """Write the run of a trial (its first seed) on train, or on train and dev, into `out`.
+
+    What the sweep has trained on train is not trained again: the run is that very training.
+    """
+    run = _run_config(config, trial.params, out, dev_too=config.refit == "train+dev")
+    state = last_state(config.out, Member(trial.number))
+    if config.refit == "train" and not config.folds and state and not (out / INFO).is_file():
+        return kind.write_run(run, state)
+    return kind.fit(run)
 
 
 def _run_config(

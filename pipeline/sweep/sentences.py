@@ -93,7 +93,7 @@ class ClassifierKind:
         """Return the first metric of the runs' task on test; see `Kind`."""
         return tested(runs)
 
-    def write_run(self, config: TrainConfig, state: Path) -> None:
+    def write_run(self, config: TrainConfig, state: Path) -> RunResult:
         """Write the run of a trial from its last state; see `Kind`."""
         setup = self.setups.whole(config)
         now = TrialState.load(state).progress
@@ -101,7 +101,7 @@ class ClassifierKind:
             model = build_model(config, setup)
         config.out.mkdir(parents=True, exist_ok=True)
         own = identity(config, setup)
-        finish(config, setup, model, now, identity=own, tier="the cohorts of a sweep")
+        return finish(config, setup, model, now, identity=own, tier="the cohorts of a sweep")
 
     def fit(self, config: TrainConfig) -> RunResult:
         """Train a run as `train` does."""

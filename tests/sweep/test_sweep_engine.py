@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from stagekit import train_config, write_rows
 from sweepkit import outcome, studied, sweep_config
 
@@ -64,6 +65,16 @@ def test_a_sweep_that_is_done_is_read_again(place, result):
     again = sweep(sweep_config(place, cohort=None))
     assert again.trials == result.trials
     assert again.refit.reused
+
+
+def test_the_best_run_is_the_very_training_that_won(place, result):
+    kept, best = (
+        Run.open(path) for path in (trial_run(place / "sweep", result.best), result.refit.path)
+    )
+    weights = [run.classifier().state_dict() for run in (kept, best)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert best.info["metrics"] == kept.info["metrics"]
+    assert best.info["metrics"]["dev"]["accuracy"] == result.trials[result.best]["score"]
 
 
 def test_another_sweep_in_the_folder_is_refused(place, result):
