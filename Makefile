@@ -15,7 +15,7 @@ GET_CHROMIUM = apt-get update -q && \
 export HF_HUB_OFFLINE = 1
 export PIP_PROGRESS_BAR = off
 
-.PHONY: help demo demo-retrieval test test-browser check format bench clean
+.PHONY: help demo demo-retrieval test browser test-browser check format bench clean
 
 help:
 	@echo "make demo    cache MiniLM, train a side network on tweets, export one model"
@@ -53,8 +53,10 @@ demo-retrieval: $(DEMO_ENV)/ready
 test: $(TEST_ENV)/ready
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest -n auto -q
 
-test-browser: $(TEST_ENV)/browser
+browser: $(TEST_ENV)/browser
 	test -n "$$CHROMIUM" || command -v chromium > /dev/null || { $(GET_CHROMIUM); }
+
+test-browser: browser
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest -q tests/browser/report_in_browser.py
 
 check: $(TEST_ENV)/ready
