@@ -155,7 +155,8 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"d {row['side_width']:4d}  {row['precision']:9s} {row['trials']:3d} trials: one by one "
         f"{each:7.2f} s  together {together:7.2f} s  ratio {row['ratio']:5.2f} x  largest relative "
-        f"difference of losses {row['largest_loss_difference']:.1e}  mean loss {row['mean_loss']:.4f}"
+        f"difference of losses {row['largest_loss_difference']:.1e}  "
+        f"mean loss {row['mean_loss']:.4f}"
     )
 
 
