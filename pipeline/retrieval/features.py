@@ -45,14 +45,14 @@ def pooled_features(cache: Cache, taps: TowerTaps, samples: Ints, names: Sequenc
         cache: to read, batch by batch.
         taps: of the tower.
         samples: [n].
-        names: of the taps to take.
+        names: of the taps to take; a tower of one tap names it twice, as target and anchor.
 
     Returns:
         float32 [n, sum of widths].
     """
     kinds = {tap.name: tap for tap in taps.taps}
     present, where = np.unique(samples, return_inverse=True)
-    source = Source(cache=cache, samples=present, taps=tuple(names))
+    source = Source(cache=cache, samples=present, taps=tuple(dict.fromkeys(names)))
     loader = JointLoader({"it": source}, batch_size=BATCH, seed=0, shuffle=False)
     parts = []
     for batch in loader.epoch(0):

@@ -203,6 +203,16 @@ def test_one_tap_of_any_kind_trains(tmp_path: Path, layout: str) -> None:
     assert Run.open(result.path).tower_taps("media") == (last,)
 
 
+def test_a_memory_of_one_tap_trains(tmp_path: Path) -> None:
+    bases = {"text_base": "anchor", "media_base": "memory", "memory_keys": 4}
+    taps = {"media_taps": ["block.1"], "text_taps": ["layer.1"]}
+    values = settings(tmp_path, epochs=1, **bases, **taps) | {"embed_width": None}
+    model = Run.open(train_retrieval(RetrievalTrainConfig.build(values)).path).towers()
+    assert isinstance(model.media.base, MemoryBase)
+    first, second = model.media.base.keys.chunk(2, 1)  # the tap as target, and as anchor
+    assert torch.equal(first, second)
+
+
 def test_views_are_drawn_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
     write_data(tmp_path)
     write_caches(tmp_path, views=3)
