@@ -91,7 +91,12 @@ def open_runner(
         with distributed.Client(config.scheduler) as client:
             yield DaskRunner(config.out, client)
         return
-    settings = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
+    settings = {
+        "n_workers": config.workers,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",  # any free port
+        "scheduler_kwargs": {"dashboard": False},
+    }
     with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
         yield DaskRunner(config.out, client)
 

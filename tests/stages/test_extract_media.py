@@ -144,7 +144,8 @@ def test_views_and_preprocessing_are_part_of_the_fingerprint(rows: Rows) -> None
     def parts(views: int = 1, **options: Any) -> Any:
         backbone = make(**options)
         table = build_table(backbone, rows, views=views)
-        return table.fingerprint(backbone, "float16").mapping
+        types = dict.fromkeys(backbone.tap_modules, "float16")
+        return table.fingerprint(backbone, types).mapping
 
     assert "views" not in parts()["inputs"]
     assert parts(2)["inputs"]["views"]["count"] == 2
