@@ -2,7 +2,8 @@
 
 Stages (see `stages`) are begun in order, each as soon as there is memory for it: the next one is
 filled while batches of the present one are handed out. Whoever takes a batch waits for its own
-blocks alone, and is told their errors. Numbers and order depend on no thread.
+blocks alone, and is told their errors. Numbers and order depend on no thread. Memory: that of its
+channels (see `channel`); each chunk is read once an epoch.
 """
 
 from collections.abc import Sequence

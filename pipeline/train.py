@@ -21,11 +21,11 @@ from pipeline.training.build import (
     make_optimizer,
     prepare,
     set_statistics,
+    split_outputs,
     target_tensor,
 )
 from pipeline.training.checkpoint import Progress
 from pipeline.training.config import TrainConfig
-from pipeline.training.inference import run_model
 from pipeline.training.loop import Diverged, Job, ProgressCallback, TrainProgress, run_loop
 from pipeline.training.results import RunResult, finish, reuse
 from unipt import SideClassifier
@@ -94,14 +94,6 @@ def make_job(config: TrainConfig, setup: Setup) -> tuple[SideClassifier, Job]:
 def _score(
     config: TrainConfig, setup: Setup, model: SideClassifier, split: str
 ) -> dict[str, float]:
-    located = setup.splits[split]
-    outputs = run_model(
-        model,
-        setup.cache,
-        located.samples,
-        taps=setup.tap_names,
-        batch_size=config.batch_size,
-        device=setup.device,
-    )
+    outputs = split_outputs(model, setup, split, config.batch_size)
     scale, shift = setup.task.unscale
-    return split_metrics(setup.task, outputs.logits * scale + shift, located.targets)
+    return split_metrics(setup.task, outputs.logits * scale + shift, setup.splits[split].targets)

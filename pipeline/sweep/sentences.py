@@ -1,4 +1,8 @@
-"""Sweeps over runs with a classifier or regressor, whose trials train in cohorts."""
+"""Sweeps over runs with a classifier or regressor, whose trials train in cohorts.
+
+A trial's state is a file of its weights, two moments and best weights, written after each unit.
+Cost: that of a cohort, see `pipeline.sweep.cohort`; data and caches are read once in a process.
+"""
 
 import itertools
 import statistics

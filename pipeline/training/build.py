@@ -16,7 +16,7 @@ from pipeline.config import ConfigError
 from pipeline.data import Dataset, load_dataset
 from pipeline.tasks import Task, make_task
 from pipeline.training.config import LoopConfig, TrainConfig
-from pipeline.training.inference import choose_device
+from pipeline.training.inference import Outputs, choose_device, run_model
 from pipeline.training.samples import Located, locate, select_taps
 from unipt import SideClassifier, SideNetworkConfig, preset
 
@@ -128,6 +128,18 @@ def make_loader(config: TrainConfig, setup: Setup) -> Loader:
         max_tokens=config.max_tokens,
         seed=config.batch_seed,
         tier=config.tier,
+        device=setup.device,
+    )
+
+
+def split_outputs(model: SideClassifier, setup: Setup, split: str, batch_size: int) -> Outputs:
+    """Return the model's outputs for the examples of a split, in their order."""
+    return run_model(
+        model,
+        setup.cache,
+        setup.splits[split].samples,
+        taps=setup.tap_names,
+        batch_size=batch_size,
         device=setup.device,
     )
 

@@ -13,9 +13,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from cache import Loader
-from pipeline.training.build import Setup, rescale_outputs, target_tensor
+from pipeline.training.build import Setup, rescale_outputs, split_outputs, target_tensor
 from pipeline.training.config import TrainConfig
-from pipeline.training.inference import run_model
 from unipt import SideClassifier
 from unipt.bases import KernelRegression
 from unipt.classifier import combine_segments, halves, layer_means
@@ -72,14 +71,7 @@ def _weights(
 ) -> tuple[float, float]:
     """Return the weights of the network's and the memory's outputs that give the least dev loss."""
     dev = setup.splits["dev"]
-    network = run_model(
-        model,
-        setup.cache,
-        dev.samples,
-        taps=setup.tap_names,
-        batch_size=config.batch_size,
-        device=setup.device,
-    )
+    network = split_outputs(model, setup, "dev", config.batch_size)
     remembered = memory(_features(config, setup, dev.samples))
     parts = torch.stack((torch.from_numpy(network.logits), remembered)).double()  # [2, n, C]
     targets = torch.from_numpy(dev.targets)

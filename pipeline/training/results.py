@@ -18,12 +18,11 @@ from cache.location import absolute
 from pipeline.console import duration
 from pipeline.evaluate import split_metrics, write_predictions
 from pipeline.run import FORMAT, INFO, WEIGHTS, Run, RunError
-from pipeline.training.build import Setup, rescale_outputs
+from pipeline.training.build import Setup, rescale_outputs, split_outputs
 from pipeline.training.checkpoint import Progress
 from pipeline.training.config import TrainConfig
 from pipeline.training.ema import copy_weights
 from pipeline.training.files import write_json, write_with
-from pipeline.training.inference import run_model
 from pipeline.training.memory import add_memory
 from unipt import SideClassifier
 
@@ -172,14 +171,7 @@ def _predict(
     metrics: dict[str, dict[str, float]] = {}
     for split in (name for name in setup.splits if name != "train"):
         located = setup.splits[split]
-        outputs = run_model(
-            model,
-            setup.cache,
-            located.samples,
-            taps=setup.tap_names,
-            batch_size=config.batch_size,
-            device=setup.device,
-        )
+        outputs = split_outputs(model, setup, split, config.batch_size)
         write_predictions(config.out, split, setup.task, located, outputs)
         if located.targets is not None:
             metrics[split] = split_metrics(setup.task, outputs.logits, located.targets)
