@@ -1,8 +1,9 @@
 """Probes: scikit-learn models on mean-pooled cached features, what a side network must beat.
 
 "last" takes the last tap, "all" concatenates every tap. A logistic regression (classification) or
-ridge regression on standardised features; its strength is chosen on dev. Memory: n examples x
-taps x width in float32, pooled batch by batch; the states themselves are never held.
+ridge regression on standardised features; its strength is chosen on dev. With `fit_on_dev` the
+chosen one is fitted anew on train and dev. Memory: n examples x taps x width in float32, pooled
+batch by batch; the states themselves are never held.
 """
 
 import logging
@@ -82,13 +83,19 @@ def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000)
         DataError: the data are unusable or not in the cache.
         CacheError: the cache is missing, incomplete or damaged.
     """
-    setup = prepare(config)
+    apart = config.model_copy(update={"data": config.data.model_copy(update={"fit_on_dev": False})})
+    setup = prepare(apart)
     taps = setup.tap_names[-1:] if layers == "last" else setup.tap_names
     features = {
         split: pooled_features(setup.cache, located.samples, taps)
         for split, located in setup.splits.items()
     }
     strength, model = _choose(config, setup, features)
+    if config.data.fit_on_dev:
+        train, dev = features["train"], features.pop("dev")
+        features["train"] = np.concatenate([train, dev])  # the order in which `prepare` joins them
+        setup = prepare(config)
+        model = _fit(config, setup, features["train"], strength)
     evaluations = {
         split: _evaluate(setup, split, layers, model.predict(features[split]), resamples)
         for split in setup.splits
@@ -132,15 +139,10 @@ def pooled_features(cache: Cache, samples: NDArray[np.int64], taps: Sequence[str
 def _choose(config: TrainConfig, setup: Setup, features: dict[str, Features]) -> tuple[float, Any]:
     """Fit one model for each strength on train; return the one that is best on dev."""
     kind, metric = setup.task.kind, setup.task.metrics[0]
-    train, dev = setup.splits["train"].targets, setup.splits["dev"].targets
-    if train is None or dev is None:
-        raise ConfigError("a probe needs targets on train and dev")
+    dev = _targets(setup, "dev")
     best: tuple[float, float, Any] | None = None
     for strength in STRENGTHS[kind]:
-        model = make_pipeline(StandardScaler(), _model(kind, strength, config))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features["train"], train)
+        model = _fit(config, setup, features["train"], strength)
         value = score(kind, (metric,), dev, model.predict(features["dev"]))[metric]
         logger.info("probe strength %g: dev %s %.4f", strength, metric, value)
         if best is None or better(metric, value, best[1]):
@@ -149,11 +151,22 @@ def _choose(config: TrainConfig, setup: Setup, features: dict[str, Features]) ->
     return best[0], best[2]
 
 
-def _model(kind: str, strength: float, config: TrainConfig) -> Any:
-    if kind == "regression":
-        return Ridge(alpha=strength)
-    weights = "balanced" if config.class_weights == "balanced" else None
-    return LogisticRegression(C=strength, max_iter=500, class_weight=weights)
+def _fit(config: TrainConfig, setup: Setup, features: Features, strength: float) -> Any:
+    """Fit a model on standardised features and the targets of train."""
+    model: Any = Ridge(alpha=strength)
+    if setup.task.kind == "classification":
+        weights = "balanced" if config.class_weights == "balanced" else None
+        model = LogisticRegression(C=strength, max_iter=500, class_weight=weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return make_pipeline(StandardScaler(), model).fit(features, _targets(setup, "train"))
+
+
+def _targets(setup: Setup, split: str) -> NDArray[Any]:
+    targets = setup.splits[split].targets
+    if targets is None:
+        raise ConfigError(f"a probe needs targets on train and dev, and {split} has none")
+    return targets
 
 
 def _evaluate(

@@ -6,7 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stagekit import TAPS, WIDTH, build_cache, cached, states_of, train_config, write_pairs
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from stagekit import (
+    TAPS,
+    WIDTH,
+    build_cache,
+    cached,
+    states_of,
+    train_config,
+    write_pairs,
+)
 
 from cache import Cache
 from pipeline.evaluate import EvaluateConfig, evaluate
@@ -14,6 +25,7 @@ from pipeline.inputs import TextInput
 from pipeline.probe import pooled_features, probe
 from pipeline.report import read_evaluations, report
 from pipeline.train import train
+from pipeline.training.build import prepare
 
 TEXTS = [TextInput(text) for text in ("good one", "a", "bad two three", "good four words here")]
 
@@ -65,6 +77,29 @@ def test_regression_probe(tmp_path: Path, pair: str) -> None:
     found = probe(train_config(tmp_path, data=data), "all", resamples=5)
     assert found.features == len(TAPS) * WIDTH * (4 if pair == "separate" else 1)
     assert found.evaluations["test"].metrics["pearson"].value > 0.8
+
+
+def test_fit_on_dev_keeps_the_strength_and_fits_both(tmp_path: Path) -> None:
+    data = {
+        "task": "regression", "train": str(write_pairs(tmp_path / "pairs.csv")), "pair": "joint",
+        "text": "a", "text_pair": "b", "label": "score",
+    }  # fmt: skip
+    cached(tmp_path, data)
+    chosen = probe(train_config(tmp_path, data=data), "all", resamples=2)
+    config = train_config(tmp_path, data=data | {"fit_on_dev": True})
+    found = probe(config, "all", resamples=2)
+    assert found.strength == chosen.strength
+    assert set(found.evaluations) == {"test"}
+    setup = prepare(config)
+    features = {
+        name: pooled_features(setup.cache, part.samples, setup.tap_names)
+        for name, part in setup.splits.items()
+    }
+    by_hand = make_pipeline(StandardScaler(), Ridge(alpha=chosen.strength))
+    by_hand.fit(features["train"], setup.splits["train"].targets)
+    r = np.corrcoef(by_hand.predict(features["test"]), setup.splits["test"].targets)[0, 1]
+    assert found.evaluations["test"].metrics["pearson"].value == pytest.approx(r)
+    assert r != pytest.approx(chosen.evaluations["test"].metrics["pearson"].value, abs=1e-9)
 
 
 def test_pictures_of_a_run_beside_its_probes(tmp_path: Path) -> None:
