@@ -19,10 +19,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .classifier import Prediction, SideClassifier, combine_segments
-from .cohort_down import SharedStates
+from .cohort_down import SharedStates, reduce_trials
 from .cohort_parts import TrialWeights, mix_trials, pool_trials, run_part
 
 __all__ = ["StackedClassifiers"]
+
+WIDE = 96
+"""Columns of a CPU's product with the states: narrower trials share one, a wider one is alone."""
 
 
 class StackedClassifiers(nn.Module):
@@ -33,8 +36,8 @@ class StackedClassifiers(nn.Module):
             ``input_norm="standard"``) must be the same in all of them.
         order: names of the parameters in the order of their columns; by default the model's.
         generators: one a trial, for dropout; by default all draw from torch's own.
-        together: work on all trials at once, instead of one after another behind the states they
-            share; by default so on accelerators, while a CPU's cache holds one trial better.
+        together: work on all trials at once, instead of one after another behind Down; by default
+            so on accelerators, while a CPU's cache holds one trial better.
 
     Attributes:
         flat: all weights, ``[K, P]``.
@@ -159,8 +162,9 @@ class StackedClassifiers(nn.Module):
         return SharedStates(side, states, offsets, dtype=kept, together=together)
 
     def portions(self) -> list[slice]:
-        """Rows of the trials to work on at a time: all on an accelerator, one on a CPU."""
-        count = len(self) if self._all_at_once() else 1
+        """Rows of the trials to work on at a time: all on an accelerator, `WIDE` columns else."""
+        together, width = self._all_at_once(), self.template.side.side_width
+        count = len(self) if together else max(1, WIDE // width)
         return [slice(row, row + count) for row in range(0, len(self), count)]
 
     def _all_at_once(self) -> bool:
@@ -172,8 +176,28 @@ class StackedClassifiers(nn.Module):
         Returns:
             logits ``[k, B, num_outputs]`` and confidence ``[k, B, N]``.
         """
-        model, weights = self.template, self._weights(flat)
-        mixed, confidence = mix_trials(model.side, shared, weights)
+        weights = self._weights(flat)
+        anchor, targets = reduce_trials(self.template.side, shared, weights)
+        if shared.together or len(flat) == 1:
+            return self._predict_reduced(anchor, targets, shared, weights, rows)
+        each = zip(*(torch.split(values, 1) for values in (flat, anchor, targets)), strict=True)
+        parts = [
+            self._predict_reduced(a, t, shared, self._weights(own), slice(row, row + 1))
+            for row, (own, a, t) in enumerate(each, rows.start)
+        ]
+        return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _predict_reduced(
+        self,
+        anchor: Tensor,
+        targets: Tensor,
+        shared: SharedStates,
+        weights: TrialWeights,
+        rows: slice,
+    ) -> Prediction:
+        """Predict from a ``[k, T, d]`` and t ``[k, N, T, d]``; on a CPU k is 1."""
+        model = self.template
+        mixed, confidence = mix_trials(model.side, anchor, targets, shared, weights)
         features = run_part(model.side.up, "side.up", mixed, weights)
         pooled = pool_trials(model.pooling, features, shared, weights)
         vector = run_part(model.norm, "norm", pooled, weights)[:, shared.samples]

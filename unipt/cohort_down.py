@@ -3,14 +3,13 @@
 Legend: K trials, T valid tokens (packed, the samples ordered by length), M = N + 1 states of width
 D (the anchor last), d side width.
 
-On an accelerator all trials are one GEMM [T, D] x [D, K d] a state. On a CPU a trial is reduced
-as it would be alone (`reduce_layers`), so that what follows (norm, interaction) finds its rows in
-the processor's cache. With bfloat16 states the products are bfloat16, the sums float32.
+All trials are one GEMM [T, D] x [D, K d] a state; on a CPU (`reduce_layers`) K is as small as makes
+it fast. With bfloat16 states the products are bfloat16, the sums float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from .network import SideNetwork
 from .packed import check_offsets, group_by_length, invert
 from .reduction import reduce_layers
 
-__all__ = ["SharedStates", "reduce_trials", "stack_trials"]
+__all__ = ["SharedStates", "reduce_trials"]
 
 
 class SharedStates:
@@ -32,7 +31,7 @@ class SharedStates:
         states: ``[M, T, D]``, of any floating type.
         offsets: ``LongTensor [B + 1]``.
         dtype: of the products with the states.
-        together: reduce all trials in one GEMM a state, instead of one after another.
+        together: work on all trials at once behind Down too, instead of one after another.
 
     Attributes:
         inputs: ordered, one ``[T, D]`` a state.
@@ -122,16 +121,7 @@ def _reduce(
     eps = 0.0 if down.norm is None else down.norm.eps
     if shared.together:
         return _reduce_together(torch.stack(states), eps, weight, bias, norm)
-    reduced = [
-        reduce_layers(states, own[0], own[1], own[2:], eps=eps)
-        for own in zip(weight, bias, *norm, strict=True)
-    ]
-    return stack_trials(reduced)
-
-
-def stack_trials(values: Sequence[Tensor]) -> Tensor:
-    """Join one tensor a trial to ``[K, ...]``; a single one is not copied."""
-    return values[0][None] if len(values) == 1 else torch.stack(tuple(values))
+    return reduce_layers(states, weight, bias, norm, eps=eps)
 
 
 def _reduce_together(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cohort_down import SharedStates, reduce_trials, stack_trials
+from .cohort_down import SharedStates
 from .interaction import aggregate, masked_mean
 from .interaction_groups import aggregate_groups
 from .layers import StackedNorm
@@ -92,21 +92,19 @@ def norm_trials(values: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Ten
 
 
 def mix_trials(
-    side: SideNetwork, shared: SharedStates, weights: TrialWeights
+    side: SideNetwork,
+    anchor: Tensor,
+    targets: Tensor,
+    shared: SharedStates,
+    weights: TrialWeights,
 ) -> tuple[Tensor, Tensor]:
-    """Reduce, interact, aggregate and project, see `SideNetwork.mix`.
+    """Interact, aggregate and project what `reduce_trials` gives, see `SideNetwork.mix`.
 
     Returns:
         ``a + P(sum_i p_i u_i)`` ``[K, T, d]`` and the confidence ``[K, B, N]``, ordered by length.
     """
-    anchor, targets = reduce_trials(side, shared, weights)  # [K, T, d], [K, N, T, d]
-    if shared.together:
-        mixed, trust = _aggregate_together(side, anchor, targets, shared, weights)
-    else:
-        gates = zip(weights["side.gate.weight"], weights["side.gate.bias"], strict=True)
-        trials = zip(anchor, targets, gates, strict=True)
-        parts = [_aggregate_one(side, a, t, shared, gate) for a, t, gate in trials]
-        mixed, trust = (stack_trials(values) for values in zip(*parts, strict=True))
+    aggregated = _aggregate_together if shared.together else _aggregate_one
+    mixed, trust = aggregated(side, anchor, targets, shared, weights)
     features = run_part(side.projection, "side.projection", mixed, weights)
     return anchor + features if side.anchor_skip else features, trust
 
@@ -116,21 +114,21 @@ def _aggregate_one(
     anchor: Tensor,
     targets: Tensor,
     shared: SharedStates,
-    gate: tuple[Tensor, Tensor],
+    weights: TrialWeights,
 ) -> tuple[Tensor, Tensor]:
-    """What one trial does alone: ``[T, d]`` and ``[N, T, d]`` to ``[T, d]`` and ``[B, N]``."""
-    weight, bias = gate
-    return aggregate_groups(
-        anchor,
+    """A single trial, to ``[1, T, d]`` and ``[1, B, N]``."""
+    mixed, trust = aggregate_groups(
+        anchor[0],
         permute_rows(targets.reshape(-1, targets.shape[-1]), shared.target_rows(1)),
-        weight[0],
-        bias,
+        weights["side.gate.weight"][0, 0],
+        weights["side.gate.bias"][0],
         sizes=shared.groups.sizes,
-        layers=targets.shape[0],
+        layers=targets.shape[1],
         identity=side.residual == "identity",
         eps=side.eps,
         eps_mode=side.eps_mode,
     )
+    return mixed[None], trust[None]
 
 
 def _aggregate_together(

@@ -287,9 +287,9 @@ class Down(nn.Module):
         dtype = cpu_type(bias) or bias.dtype
         reduced = reduce_layers(
             [state.flatten(0, -2) for state in inputs],
-            weight,
-            bias,
-            () if norm is None else (norm.weight, norm.bias),
+            weight[None],
+            bias[None],
+            () if norm is None else (norm.weight[None], norm.bias[None]),
             eps=0.0 if norm is None else norm.eps,
             prepare=lambda state: self.prepare(state.to(dtype)).to(dtype),
         )

@@ -56,12 +56,17 @@ def test_linear_is_torchs_own() -> None:
 @pytest.mark.parametrize("normed", [False, True])
 def test_gradients_of_the_reduction(normed: bool) -> None:
     states = [draw(7, 4, grad=False), draw(7, 4, grad=False) + 1]
-    norm = (draw(2, 3), draw(2, 3)) if normed else ()
+    norm = (draw(2, 2, 3), draw(2, 2, 3)) if normed else ()
 
     def reduce(*given: Tensor) -> Tensor:
         return reduce_layers(states, given[0], given[1], given[2:], eps=1e-3)
 
-    assert gradcheck(reduce, (draw(2, 3, 4), draw(2, 3), *norm))
+    given = (draw(2, 2, 3, 4), draw(2, 2, 3), *norm)  # [models, layers, ...]
+    assert gradcheck(reduce, given)
+    together = reduce(*given)
+    for model in range(2):
+        alone = reduce(*(value[model : model + 1] for value in given))
+        torch.testing.assert_close(together[model], alone[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"input_norm": "layer"}])
