@@ -1,16 +1,20 @@
 """How many zeros a cache of ConvNet maps holds, and what compressing them would bring.
 
-    python -m benchmarks.zeros CACHE [--samples 32] [--repeats 5]
+    python -m benchmarks.zeros [--samples 24] [--repeats 5] [--cache CACHE]
 
-Maps after a ReLU are partly zero, so that a compressor may pay where it does not for the states of
-transformers. Each tap of some samples is written through zarr and read back, in memory and on one
-core, in the chunks and with the checksum of the cache: as it is, with zstd, and with lz4 after
-bit-shuffling. Rates count the uncompressed bytes; no disk takes part, so that a codec pays where
-its rate out exceeds what the disk gains by the fewer bytes.
+Without `--cache`, emoji pictures go through ResNeXt-101 32x8d at 512 pixels with random weights,
+and through EfficientNet-Lite0 with real ones. Half of such a picture is one colour, so photographs
+may hold other zeros. Maps after a ReLU are partly zero, so that a compressor may pay where it does
+not for the states of transformers. Each tap of some samples is written through zarr and read back,
+in memory and on one core, in the chunks and with the checksum of the cache: as it is, with zstd,
+and with lz4 after bit-shuffling. Rates count the uncompressed bytes; no disk takes part, so that a
+codec pays where its rate out exceeds what the disk gains by the fewer bytes.
 """
 
+import shutil
 import statistics
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,12 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from benchmarks.common import interleaved, report
+from benchmarks.generated import captions_file, random_resnext
+from benchmarks.sentences import WORK
 from cache import Cache
+from pipeline.demo.emoji import efficientnet_lite0, emoji_pictures
+from pipeline.demo.retrieval import LITE0_TAPS
+from pipeline.extract import RetrievalExtractConfig, extract
 
 Array = np.ndarray[Any, Any]
 
@@ -135,26 +144,51 @@ def render(figures: dict[str, TapFigures]) -> list[str]:
     return lines
 
 
+def extracted(folder: Path, samples: int) -> Iterator[tuple[str, Path]]:
+    """Cache the maps of some emoji pictures by two ConvNets; yield what each is, and its cache."""
+    shown = sorted(emoji_pictures(WORK).rglob("*.webp"))
+    chosen = [shown[place] for place in np.linspace(0, len(shown) - 1, samples).astype(int)]
+    media = [Path(shutil.copy(picture, folder)) for picture in chosen]
+    data = {"train": captions_file(media, (9.3, 4.0), samples)}
+    nets: dict[str, dict[str, Any]] = {
+        "ResNeXt-101 32x8d, 512 px, random weights": {
+            "backbone": str(random_resnext(folder / "resnext101.pth")),
+            "architecture": "resnext101_32x8d",
+            "image_size": "512",
+        },
+        "EfficientNet-Lite0, real weights": {
+            "backbone": str(efficientnet_lite0(WORK)),
+            "architecture": "efficientnet_lite0",
+            "taps": LITE0_TAPS,
+        },
+    }
+    for number, (name, options) in enumerate(nets.items()):
+        own = options | {"tower": "image", "data": data, "out": folder / f"{number}.zarr"}
+        extract(RetrievalExtractConfig.build(own))
+        yield name, folder / f"{number}.zarr"
+
+
 @click.command()
-@click.argument("path", metavar="CACHE", type=click.Path(exists=True, path_type=Path))
-@click.option("--samples", default=32, show_default=True, help="Samples measured.")
+@click.option("--samples", default=24, show_default=True, help="Samples measured.")
 @click.option("--repeats", default=5, show_default=True, help="Measured repetitions.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the choice of samples.")
-def main(path: Path, samples: int, repeats: int, seed: int) -> None:
-    """Measure every tap of CACHE."""
-    cache = Cache.open(path)
-    chosen = np.random.default_rng(seed).permutation(cache.n_samples)[:samples]
-    figures = {
-        tap.name: measure_tap(cache, tap.name, chosen, repeats=repeats) for tap in cache.taps
-    }
-    lines = [
-        f"{len(chosen)} of {cache.n_samples} samples, {cache.geometry.dtype}, one core, in memory; "
-        f"rates of uncompressed numbers, medians of {repeats}",
-        *render(figures),
-    ]
-    origin = {key: cache.origin[key] for key in ("backbone", "model") if key in cache.origin}
-    taps = {name: asdict(found) for name, found in figures.items()}
-    report("zeros", {"origin": origin, "samples": len(chosen), "taps": taps}, lines)
+@click.option("--cache", "path", type=click.Path(exists=True, path_type=Path), help="Only this.")
+def main(samples: int, repeats: int, seed: int, path: Path | None) -> None:
+    """Measure every tap of the caches."""
+    sets, lines = {}, [f"one core, in memory; rates of uncompressed numbers, medians of {repeats}"]
+    with tempfile.TemporaryDirectory() as name:
+        given = extracted(Path(name), samples) if path is None else [(path.name, path)]
+        for net, place in given:
+            cache = Cache.open(place)
+            chosen = np.random.default_rng(seed).permutation(cache.n_samples)[:samples]
+            figures = {
+                tap.name: measure_tap(cache, tap.name, chosen, repeats=repeats)
+                for tap in cache.taps
+            }
+            lines += [f"{net}: {len(chosen)} samples, {cache.geometry.dtype}", *render(figures)]
+            taps = {tap: asdict(found) for tap, found in figures.items()}
+            sets[net] = {"samples": len(chosen), "taps": taps}
+    report("zeros", {"sets": sets}, lines)
 
 
 if __name__ == "__main__":
