@@ -358,6 +358,10 @@ class CacheWriter:
                 f"{len(self.pending)} of {self.layout.n_shards} shards of {self.path} are pending "
                 f"(first: {self.pending[0]}); write them before finish()"
             )
+        if isinstance(self.path, Path):
+            for name in files_below(self.path):
+                if name.endswith(PARTIAL):  # of a worker that was killed; its shard is done by now
+                    (self.path / name).unlink(missing_ok=True)
         ledger = encode_ledger(self._done.values())
         root = (self.path / ROOT).read_bytes()
         write_if_different(self.path / LEDGER, ledger)

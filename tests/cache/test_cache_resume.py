@@ -131,6 +131,17 @@ def test_leftovers_are_removed(tmp_path):
     assert contents(path) == whole
 
 
+def test_what_a_killed_worker_leaves_is_removed_at_the_end(tmp_path):
+    whole = contents(LONG.write(tmp_path / "whole"))
+    with LONG.writer(tmp_path / "c") as writer:
+        for shard in writer.pending:
+            LONG.fill(writer, shard)
+        left = tmp_path / "c" / "activations/tokens-4/c/1/0/0/0.675a56ca5337.partial"
+        left.write_bytes(b"half")
+        writer.finish()
+    assert contents(tmp_path / "c") == whole
+
+
 def test_a_failed_shard_leaves_nothing(tmp_path):
     with LONG.writer(tmp_path / "c") as writer:
         before = contents(tmp_path / "c")
