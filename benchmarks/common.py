@@ -87,6 +87,21 @@ def report(name: str, figures: dict[str, Any], lines: list[str]) -> None:
     target.write_text(json.dumps({"machine": about, **figures}, indent=1) + "\n")
 
 
+def reported(name: str, part: str, **same: Any) -> dict[str, Any]:
+    """Return what earlier calls of a benchmark have reported, so that it can be run in parts.
+
+    Args:
+        name: of the benchmark.
+        part: of its figures, which maps names to rows.
+        same: figures that must be equal, or nothing is taken over.
+    """
+    file = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    wanted = json.loads(json.dumps(same))
+    rows: dict[str, Any] = found.get(part, {}) if wanted.items() <= found.items() else {}
+    return rows
+
+
 def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()

@@ -13,14 +13,13 @@ about half an hour in all, of which five minutes are extraction and three are th
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, report
+from benchmarks.common import report, reported
 from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm, sentiment
 from pipeline.demo.run import tweets
@@ -113,16 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             last = refitted(work, shared, found["chosen"], found["options"], options.seeds)
             figures[task] = {"metric": metric, "probes": probes, **found, "refit": last}
     if figures:
-        figures = reported(options.seeds) | figures
+        figures = reported("quality", "tasks", seeds=options.seeds) | figures
         report("quality", {"seeds": options.seeds, "tasks": figures}, table(figures))
-
-
-def reported(seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the tasks that an earlier call with the same seeds has reported."""
-    file = RESULTS / "quality.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    same = found.get("seeds") == list(seeds)
-    return dict(found["tasks"]) if same else {}
 
 
 def data(cola: Path | None) -> dict[str, DataConfig]:
@@ -249,11 +240,11 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     for task, found in figures.items():
         metric, side = found["metric"], found["side_network"]
         dev = f"{side['dev']['mean']:.3f} +- {side['dev']['spread']:.3f}"
-        rows = {"train": ("evaluations", side["test"]), "train and dev": ("refit", found["refit"])}
-        for rows_fitted, (key, own) in rows.items():
+        fits = {"train": ("evaluations", side["test"]), "train and dev": ("refit", found["refit"])}
+        for fitted_on, (key, own) in fits.items():
             probes = [found["probes"][layers][key]["test"]["metrics"][metric] for layers in LAYERS]
             lines.append(
-                f"{task:7} {metric:9} {rows_fitted:13}"
+                f"{task:7} {metric:9} {fitted_on:13}"
                 + "".join(f"{interval['value']:12.3f}" for interval in probes)
                 + f"  {own['mean']:.3f} +- {own['spread']:.3f}   {dev:15}  "
                 f"{found['chosen']} of {len(found['tried'])}"

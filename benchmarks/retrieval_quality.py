@@ -1,6 +1,7 @@
 """Retrieval on real pictures and clips: side networks of three seeds beside ridge regressions.
 
     python -m benchmarks.retrieval_quality [--sets pictures pictures-dinov2 clips] [--seeds 0 1 2]
+    python -m benchmarks.retrieval_quality --search    # where CLIP_TRAINING comes from
 
 The emoji are split 60 / 10 / 30 by concept. Settings are the defaults, chosen on train and dev of
 `pictures`; for `clips` those of `CLIP_TRAINING`, chosen on their training rows. Everything is
@@ -8,7 +9,8 @@ fitted on train and dev together; the ridge regressions choose their strengths o
 is given each tower's last tap alone. "memory" is the closed-form base of the media without a side
 network, "no memory" the side network without it. All but the ridge regressions draw from five views
 of the pictures. Finished caches and runs in `--work` are used again.
-Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 minutes a seed.
+Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 minutes a seed; the search takes
+half an hour.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, report
+from benchmarks.common import report, reported
 from pipeline.demo.assets import minilm
 from pipeline.demo.dinov2 import dinov2
 from pipeline.demo.emoji import efficientnet_lite0, emoji_clips, emoji_pictures
@@ -29,6 +31,7 @@ from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.data import RetrievalData
 from pipeline.retrieval.ridge import Layers, ridge
 from pipeline.retrieval.train import train_retrieval
+from pipeline.sweep import RetrievalSweepConfig, sweep
 
 ASSETS = Path(".demo")
 METRICS = ("t2m_r1", "t2m_r5", "t2m_r10", "rsum")
@@ -42,8 +45,19 @@ CLIP_TRAINING = {
     "text_side_weight": 0.28,
     "media_noise": 1.3,
 }
-"""What two sweeps found for the clips, by Rsum over folds of their training rows: 48 trials of the
-memory (5 folds), then 12 of the side networks beside the best memory (3 folds)."""
+"""What `--search` found for the clips, rounded."""
+MEMORY_SPACE = {
+    "memory_sharpness": "log:0.25..4",
+    "memory_penalty": "log:0.1..3",
+    "text_whitening": "0..0.6",
+}
+"""Searched first, without side networks: 48 trials, 5 folds of the training clips."""
+SIDE_SPACE = {
+    "media_side_weight": "0.1..1.2",
+    "text_side_weight": "0.02..0.3",
+    "media_noise": "0.5..3",
+}
+"""Searched beside the memory of `CLIP_TRAINING`: 12 trials with halving, 3 folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +153,38 @@ def measure(
     return rows
 
 
+def search_clips(work: Path) -> None:
+    """Search settings for the clips by Rsum over folds of their training rows; print both tables.
+
+    The folds alone choose.
+    """
+    pairs = pair_sets()["clips"]()
+    shared: dict[str, Any] = {**caches("clips", pairs, work), "data": emoji_data(pairs.folder)}
+    memory = {name: CLIP_TRAINING[name] for name in MEMORY_SPACE}
+    alone = {"media_side_weight": 0.0, "text_side_weight": 0.0, "epochs": 1}
+    searches: dict[str, dict[str, Any]] = {
+        "memory": {
+            "run": shared | alone,
+            "space": MEMORY_SPACE,
+            "trials": 48,
+            "folds": 5,
+            "pruner": "none",
+        },
+        "side": {
+            "run": shared | memory,
+            "space": SIDE_SPACE,
+            "trials": 12,
+            "generation": 6,
+            "folds": 3,
+            "min_epochs": 20,
+        },
+    }
+    for name, options in searches.items():
+        run = options["run"] | {"out": work / f"clips-search-{name}"}
+        config = RetrievalSweepConfig.build(options | {"run": run, "refit": "none", "keep": 1})
+        print(sweep(config).render(), flush=True)
+
+
 def table(sets: dict[str, Any]) -> list[str]:
     """Return one line for each set and model: means and deviations over the seeds."""
     lines = [f"{'test split':<42}" + "".join(f"{m:>16}" for m in METRICS)]
@@ -158,9 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ASSETS / "retrieval-quality")
     parser.add_argument("--sets", nargs="+", choices=pair_sets(), default=["pictures"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--search", action="store_true", help="only search the clips' settings")
     options = parser.parse_args(arguments)
-    earlier = RESULTS / "retrieval_quality.json"
-    sets: dict[str, Any] = json.loads(earlier.read_text())["sets"] if earlier.exists() else {}
+    if options.search:
+        search_clips(options.work)
+        return
+    sets = reported("retrieval_quality", "sets")
     for name in options.sets:
         pairs = pair_sets()[name]()
         found = caches(name, pairs, options.work)

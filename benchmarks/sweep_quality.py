@@ -13,13 +13,12 @@ Cost on two cores: 10 min of sweep for tweets, 30 for CoLA and STS-B each.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, report
+from benchmarks.common import report, reported
 from pipeline.console import progress_line
 from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm
@@ -128,18 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(options.tasks or ()) - set(known))
     if unknown:
         parser.error(f"unknown tasks {unknown}; known are {list(known)} (others need --text)")
-    figures = reported()
+    figures = reported("sweep_quality", "tasks", seeds=SEEDS, space=SPACE)
     for task in options.tasks or known:
         figures[task] = searched(options.work, task, known[task], options)
         report("sweep_quality", {"seeds": SEEDS, "space": SPACE, "tasks": figures}, table(figures))
-
-
-def reported() -> dict[str, Any]:
-    """Return the tasks that an earlier call has reported."""
-    file = RESULTS / "sweep_quality.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    same = (found.get("seeds"), found.get("space")) == (list(SEEDS), SPACE)
-    return dict(found["tasks"]) if same else {}
 
 
 if __name__ == "__main__":
