@@ -37,6 +37,7 @@ from cache import CacheWriter
 from cache.ledger import Entry
 from pipeline.errors import PipelineError
 from pipeline.extraction.job import RESUME, Crew, ShardJob
+from pipeline.nannies import undisturbed_environment
 
 _TASKS = 2
 """Tasks at once in a worker: one computes, one writes."""
@@ -135,6 +136,7 @@ def workers_of(crew: Crew) -> Iterator[Client]:
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     with (
+        undisturbed_environment(),
         _undisturbed_loop() as loop,
         SpecCluster(
             workers={number: _local(env) for number, env in enumerate(environments)},

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.nannies import undisturbed_environment
 from pipeline.sweep.config import SearchConfig
 from pipeline.sweep.folder import read_config
 from pipeline.sweep.kinds import Kind, OnStep, kind_of
@@ -97,7 +98,11 @@ def open_runner(
         "dashboard_address": "127.0.0.1:0",  # any free port
         "scheduler_kwargs": {"dashboard": False},
     }
-    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+    with (
+        undisturbed_environment(),
+        distributed.LocalCluster(**settings) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield DaskRunner(config.out, client)
 
 

@@ -162,6 +162,16 @@ def test_without_distributed_the_package_is_named(folder, tmp_path, monkeypatch)
         extract_inputs(crew.load(), ROWS, tmp_path / "c", crew=crew, **SMALL)
 
 
+def test_starting_workers_changes_no_variable_of_this_process(monkeypatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with workers_of(Crew(load=print, workers=1)) as client:
+        assert client.run(os.environ.get, "OMP_NUM_THREADS")
+        assert os.environ["OMP_NUM_THREADS"] == "1"  # what a nanny does, and must be undone
+    assert dict(os.environ) == before
+
+
 def test_one_worker_a_gpu_when_there_are_several() -> None:
     found = worker_environments(3, threads=4, gpus=2, visible="5,GPU-a1")
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["5", "GPU-a1", "5"]

@@ -58,7 +58,9 @@ def test_a_sweep_stopped_while_it_asks_proposes_the_same_points(tmp_path):
 
 def test_one_worker_and_two_of_which_one_is_killed_agree(tmp_path, monkeypatch):
     changes = CHANGES | {"sampler": "random", "trials": 6, "keep": 1}
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     one = sweep(sweep_config(tmp_path, "one", workers=1, **changes))
+    assert os.environ["OMP_NUM_THREADS"] == "7"
     killed: list[int] = []
     wait = work_module.DaskRunner.wait
 

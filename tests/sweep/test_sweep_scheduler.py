@@ -12,6 +12,7 @@ from pairkit import settings
 from sweepkit import outcome, sweep_config
 
 from pipeline.config import ConfigError
+from pipeline.nannies import undisturbed_environment
 from pipeline.sweep import RetrievalSweepConfig, sweep
 from pipeline.sweep import work as work_module
 
@@ -30,9 +31,10 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Address of a scheduler with two workers, each a process that is started again if it dies."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as cluster:
+    with (
+        undisturbed_environment(),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+    ):
         yield cluster.scheduler_address
 
 
