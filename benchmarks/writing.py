@@ -4,6 +4,7 @@
 
 - `raw`: files of the size of a shard (about 200 MB), each written under a temporary name in one
   call, flushed (`fsync`), renamed, and its folder flushed.
+- `raw, direct`: the same past the page cache, as ours are where the file system allows it.
 - `ours`: a whole extraction but the network: float16 states of 64 sentences at a time are checked
   for overflow and put in their places, every shard gets its CRC-32Cs and index, is written in the
   same way, and then listed in the flushed ledger; the metadata and the index of samples as well.
@@ -23,24 +24,24 @@ from itertools import count
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
+from cache.direct import open_new, page_aligned, write_as_final
 from cache.files import sync_folder
 
 
-def raw_write(root: Path, sizes: list[int]) -> None:
+def raw_write(root: Path, sizes: list[int], *, direct: bool) -> None:
     """Write files of these sizes, each durable before the next."""
-    data = np.ones(max(sizes), np.uint8)
+    most = max(sizes)
+    data = page_aligned(most) if direct else page_aligned(most + 1)[1:]
+    data[:] = 1
     for number, size in enumerate(sizes):
         partial = root / f"{number}.partial"
-        with partial.open("wb", buffering=0) as file:
-            view = data[:size].data
-            while view:
-                view = view[file.write(view) or 0 :]
+        with open_new(partial, data) as file:
+            write_as_final(file.fileno(), data[:size], [size])
             os.fsync(file.fileno())
         partial.replace(root / str(number))
         sync_folder(root)
@@ -92,7 +93,8 @@ def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
             return lambda: write(current[0])
 
         work = {
-            "raw": into(lambda path: raw_write(path, sizes)),
+            "raw": into(lambda path: raw_write(path, sizes, direct=False)),
+            "raw, direct": into(lambda path: raw_write(path, sizes, direct=True)),
             "ours": into(lambda path: our_write(made, noise, path, overlap=False)),
             "ours, overlapped": into(lambda path: our_write(made, noise, path, overlap=True)),
         }

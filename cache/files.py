@@ -16,6 +16,7 @@ from secrets import token_hex
 
 import numpy as np
 
+from .direct import open_new, write_all, write_as_final
 from .errors import CacheDamaged, CacheFull, CacheLocked, CacheTooLarge
 from .location import Location, ObjectPath
 from .memory import available_memory
@@ -64,22 +65,23 @@ def write_atomic(
     data: bytes | Bytes,
     *,
     alone: bool = True,
-    pieces: Iterable[Bytes] | None = None,
+    ends: Iterable[int] | None = None,
 ) -> None:
     """Put `data` under `path` whole or not at all, on the disk before the call returns.
 
     Args:
         path: of the file; missing folders are created.
-        data: its content.
+        data: its content; page-aligned memory is written past the page cache.
         alone: no other process writes this file meanwhile; else the temporary name is unique.
-        pieces: parts of `data` in order, each final when it comes.
+        ends: how many bytes of `data` are final by now, in rising order; None for all.
 
     Raises:
         CacheFull: no space left; nothing remains of the attempt.
     """
-    parts: Iterable[bytes | Bytes] = [data] if pieces is None else pieces
+    array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    ends = [len(array)] if ends is None else ends
     if isinstance(path, ObjectPath):
-        for _ in parts:
+        for _ in ends:
             pass
         path.write(data)
         return
@@ -87,9 +89,8 @@ def write_atomic(
     partial = path.with_name(path.name + ("" if alone else f".{token_hex(6)}") + PARTIAL)
     with room_needed(path):
         try:
-            with partial.open("wb", buffering=0) as file:
-                for piece in parts:
-                    _write_all(file.fileno(), piece)
+            with open_new(partial, array) as file:
+                write_as_final(file.fileno(), array, ends)
                 os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
@@ -115,7 +116,7 @@ def write_group(root: Location, contents: Mapping[str, bytes]) -> None:
             changed |= dict.fromkeys([path.parent, *_create_folders(path.parent)])
             partials[path] = path.with_name(path.name + PARTIAL)
             with room_needed(path), partials[path].open("wb", buffering=0) as file:
-                _write_all(file.fileno(), data)
+                write_all(file.fileno(), data)
         for path, partial in partials.items():
             with room_needed(path), partial.open("rb") as written:
                 os.fsync(written.fileno())
@@ -154,17 +155,11 @@ def append_synced(path: Path, data: bytes) -> None:
     with room_needed(path), path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            _write_all(file.fileno(), data)
+            write_all(file.fileno(), data)
             os.fsync(file.fileno())
         except BaseException:
             os.ftruncate(file.fileno(), size)
             raise
-
-
-def _write_all(fd: int, data: bytes | Bytes) -> None:
-    view = memoryview(data) if isinstance(data, bytes) else data.data
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def make_folders(path: Location) -> None:

@@ -2,7 +2,7 @@
 
 Holds the exact bytes of the shard files (about 200 MB for 13 taps of width 768 in float16), so
 sealing adds checksums and an index in place and nothing is copied. Cost: one pass to convert, one
-to find the largest magnitude, one to copy; a piece is checksummed just before it is written.
+to find the largest magnitude, one to copy; pieces are checksummed just before they are written.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .compression import compress
+from .direct import page_aligned
 from .errors import ActivationOverflow, InvalidTap, ShardMisaligned
 from .files import write_atomic
 from .layout import CacheLayout
@@ -206,7 +207,7 @@ class ShardBuffer:
         entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
         end = count * (size + CRC_BYTES)
         if (level := geometry.level) is None:
-            write_atomic(path, raw, alone=alone, pieces=seal_shard(raw, count, entries, size))
+            write_atomic(path, raw, alone=alone, ends=seal_shard(raw, count, entries, size))
             return len(raw), tail_checksum(raw[end:], count)
         chunks = raw[:end].reshape(count, -1)[:, :size]
         packed, crc = pack_shard((compress(chunk, level) for chunk in chunks), entries)
@@ -234,5 +235,5 @@ _HINT = "ask the writer for samples_of(shard)"
 def _take(pool: dict[str, Bytes] | None, name: str, size: int) -> Bytes:
     old = pool.pop(name, None) if pool else None
     if old is None or len(old) < size:
-        return np.empty(size, np.uint8)
+        return page_aligned(size)
     return old[:size]

@@ -25,8 +25,8 @@ from .spec import Bytes, Ints
 
 CRC_BYTES = 4
 ENTRY_BYTES = 16
-PIECE = 2**20
-"""Bytes of a shard that are written at once."""
+PIECE = 2**22
+"""Bytes of a shard that are written at once: the disk's own speed, by direct writes."""
 MISSING = 2**64 - 1
 """Offset and size of a chunk that is not there (beyond the end of the array)."""
 
@@ -141,7 +141,7 @@ def tail_size(n_chunks: int, n_entries: int) -> int:
     return n_chunks * CRC_BYTES + n_entries * ENTRY_BYTES + CRC_BYTES
 
 
-def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> Iterator[Bytes]:
+def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> Iterator[int]:
     """Fill in the checksums and the index of a shard whose chunk bytes are in place.
 
     Args:
@@ -151,17 +151,17 @@ def seal_shard(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> I
         chunk_bytes: bytes of a chunk without its checksum.
 
     Yields:
-        The file, about `PIECE` bytes at a time, each piece final and still in the core's cache.
+        How many bytes are final by now, about `PIECE` more each time; last all of them.
     """
-    stride, low = chunk_bytes + CRC_BYTES, 0
+    stride, done = chunk_bytes + CRC_BYTES, 0
     for number in range(n_chunks):
         end = number * stride + chunk_bytes
         raw[end : end + CRC_BYTES] = _crc_bytes(raw[end - chunk_bytes : end])
-        if end + CRC_BYTES - low >= PIECE:
-            yield raw[low : end + CRC_BYTES]
-            low = end + CRC_BYTES
+        if end + CRC_BYTES - done >= PIECE:
+            done = end + CRC_BYTES
+            yield done
     raw[n_chunks * stride :] = _encode_tail(raw, n_chunks, n_entries, stride)
-    yield raw[low:]
+    yield len(raw)
 
 
 def pack_shard(chunks: Iterable[bytes], n_entries: int) -> tuple[Bytes, str]:
