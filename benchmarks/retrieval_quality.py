@@ -1,22 +1,24 @@
 """Retrieval on real pictures and clips: side networks of three seeds beside ridge regressions.
 
     python -m benchmarks.retrieval_quality [--sets pictures pictures-dinov2 clips] [--seeds 0 1 2]
-    python -m benchmarks.retrieval_quality --search    # where CLIP_TRAINING comes from
+    python -m benchmarks.retrieval_quality --sets clips --split 1    # other clips to test
+    python -m benchmarks.retrieval_quality --search --split 1    # where CLIP_TRAINING comes from
 
 The emoji are split 60 / 10 / 30 by concept. Settings are the defaults, chosen on train and dev of
-`pictures`; for `clips` those of `CLIP_TRAINING`, chosen on their training rows. Everything is
+`pictures`; for `clips` those of `CLIP_TRAINING`, chosen on the training rows of each split. All is
 fitted on train and dev together; the ridge regressions choose their strengths on dev first. "last"
 is given each tower's last tap alone. "memory" is the closed-form base of the media without a side
 network, "no memory" the side network without it. All but the ridge regressions draw from five views
-of the pictures. Finished caches and runs in `--work` are used again.
-Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 minutes a seed; the search takes
-half an hour.
+of the pictures. One cache holds all rows in all views, so it serves every split. Finished caches
+and runs in `--work` are used again.
+Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 minutes a seed; a search takes half
+an hour.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,8 @@ from pipeline.demo.assets import minilm
 from pipeline.demo.dinov2 import dinov2
 from pipeline.demo.emoji import efficientnet_lite0, emoji_clips, emoji_pictures
 from pipeline.demo.retrieval import LITE0_TAPS, VIEWS, emoji_data
-from pipeline.extract import RetrievalExtractConfig, extract
+from pipeline.extract import RetrievalExtractConfig, extract_inputs
 from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.data import RetrievalData
 from pipeline.retrieval.ridge import Layers, ridge
 from pipeline.retrieval.train import train_retrieval
 from pipeline.sweep import RetrievalSweepConfig, sweep
@@ -38,14 +39,16 @@ METRICS = ("t2m_r1", "t2m_r5", "t2m_r10", "rsum")
 LAYERS: tuple[Layers, ...] = ("last", "all")
 LAST_TAPS = {"text_taps": ("encoder.layer.*[-1]",)}
 CLIP_TRAINING = {
-    "memory_sharpness": 0.25,
-    "memory_penalty": 0.15,
-    "text_whitening": 0.1,
-    "media_side_weight": 0.63,
-    "text_side_weight": 0.28,
-    "media_noise": 1.3,
+    0: {
+        "memory_sharpness": 0.25,
+        "memory_penalty": 0.15,
+        "text_whitening": 0.1,
+        "media_side_weight": 0.63,
+        "text_side_weight": 0.28,
+        "media_noise": 1.3,
+    },
 }
-"""What `--search` found for the clips, rounded."""
+"""What `--search` found for the clips of each split, rounded."""
 MEMORY_SPACE = {
     "memory_sharpness": "log:0.25..4",
     "memory_penalty": "log:0.1..3",
@@ -57,7 +60,7 @@ SIDE_SPACE = {
     "text_side_weight": "0.02..0.3",
     "media_noise": "0.5..3",
 }
-"""Searched beside the memory of `CLIP_TRAINING`: 12 trials with halving, 3 folds."""
+"""Searched beside the best memory: 12 trials with halving, 3 folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class PairSet:
     """What its trainings change of the defaults."""
 
 
-def pair_sets() -> dict[str, Any]:
+def pair_sets(split: int = 0) -> dict[str, Any]:
     """Return what makes each set, called when it is wanted: the downloads are large."""
     small = {"pool": "mean", "image_size": "112", "views": VIEWS}
     return {
@@ -98,7 +101,7 @@ def pair_sets() -> dict[str, Any]:
             backbone=dinov2(ASSETS),
             last="final_norm",
             options=small | {"tower": "video", "fps": 0.0, "max_frames": 8},
-            training=CLIP_TRAINING,
+            training=CLIP_TRAINING.get(split, {}),
         ),
     }
 
@@ -111,15 +114,12 @@ def caches(name: str, pairs: PairSet, work: Path) -> dict[str, Path]:
         own = pairs.options if tower == "media" else {}
         backbone = pairs.backbone if tower == "media" else minilm(ASSETS)
         config = RetrievalExtractConfig(
-            data=pair_data(pairs), backbone=str(backbone), out=out, **own
+            data=emoji_data(pairs.folder), backbone=str(backbone), out=out, **own
         )
-        print(extract(config).render(), flush=True)
+        model = config.load_backbone()
+        rows = config.load_data().inputs(model.modality)
+        print(extract_inputs(model, rows, out, views=config.views).render(), flush=True)
     return found
-
-
-def pair_data(pairs: PairSet) -> RetrievalData:
-    """Return the data of a set, dev joined to train."""
-    return emoji_data(pairs.folder, fit_on_dev=True)
 
 
 def variants(last: str) -> dict[str, dict[str, Any]]:
@@ -136,42 +136,44 @@ def variants(last: str) -> dict[str, dict[str, Any]]:
 
 
 def measure(
-    name: str, pairs: PairSet, found: dict[str, Path], seed: int, work: Path
+    name: str, pairs: PairSet, shared: dict[str, Any], seed: int, work: Path
 ) -> dict[str, dict[str, float]]:
-    """Return the test metrics of baselines and models for one seed."""
-    shared: dict[str, Any] = pairs.training | found | {"data": pair_data(pairs), "seed": seed}
+    """Return the test metrics of baselines and models for one seed of the trainings."""
+    shared = pairs.training | shared | {"seed": seed}
     rows: dict[str, dict[str, float]] = {}
     for layers in LAYERS:
-        config = RetrievalTrainConfig(**shared, out=work / f"{name}-ridge-{seed}")
+        config = RetrievalTrainConfig(
+            **shared, out=work / f"{name}-ridge-{seed}".replace(", ", "-").replace(" ", "-")
+        )
         metrics = ridge(config, layers, resamples=10).evaluations["test"].metrics
         rows[f"ridge, {layers}"] = {metric: metrics[metric].value for metric in METRICS}
     for model, changes in variants(pairs.last).items():
-        out = work / f"{name}-{model.replace(', ', '-').replace(' ', '-')}-{seed}"
+        out = work / f"{name}-{model}-{seed}".replace(", ", "-").replace(" ", "-")
         result = train_retrieval(RetrievalTrainConfig(**shared | changes, out=out))
         rows[model] = {metric: result.metrics["test"][metric] for metric in METRICS}
         print(name, seed, model, json.dumps(rows[model]), flush=True)
     return rows
 
 
-def search_clips(work: Path) -> None:
-    """Search settings for the clips by Rsum over folds of their training rows; print both tables.
+def search_clips(split: int, work: Path) -> None:
+    """Search settings for the clips by Rsum over folds of a split's training rows; print them.
 
     The folds alone choose.
     """
     pairs = pair_sets()["clips"]()
-    shared: dict[str, Any] = {**caches("clips", pairs, work), "data": emoji_data(pairs.folder)}
-    memory = {name: CLIP_TRAINING[name] for name in MEMORY_SPACE}
+    data = emoji_data(pairs.folder, split_seed=split)
+    run: dict[str, Any] = {**caches("clips", pairs, work), "data": data}
     alone = {"media_side_weight": 0.0, "text_side_weight": 0.0, "epochs": 1}
     searches: dict[str, dict[str, Any]] = {
         "memory": {
-            "run": shared | alone,
+            "run": alone,
             "space": MEMORY_SPACE,
             "trials": 48,
             "folds": 5,
             "pruner": "none",
         },
         "side": {
-            "run": shared | memory,
+            "run": {},
             "space": SIDE_SPACE,
             "trials": 12,
             "generation": 6,
@@ -180,23 +182,49 @@ def search_clips(work: Path) -> None:
         },
     }
     for name, options in searches.items():
-        run = options["run"] | {"out": work / f"clips-search-{name}"}
-        config = RetrievalSweepConfig.build(options | {"run": run, "refit": "none", "keep": 1})
-        print(sweep(config).render(), flush=True)
+        out = {"out": work / f"clips-search-{split}-{name}"}
+        own = options | {"run": run | options["run"] | out, "refit": "none", "keep": 1}
+        found = sweep(RetrievalSweepConfig.build(own))
+        print(found.render(), flush=True)
+        run |= found.params
+    print({name: value for name, value in run.items() if name in MEMORY_SPACE | SIDE_SPACE})
 
 
-def table(sets: dict[str, Any]) -> list[str]:
-    """Return one line for each set and model: means and deviations over the seeds."""
-    lines = [f"{'test split':<42}" + "".join(f"{m:>16}" for m in METRICS)]
-    for name, seeds in sets.items():
-        for model in next(iter(seeds.values())):
-            cells = []
-            for metric in METRICS:
-                values = [rows[model][metric] for rows in seeds.values()]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-            lines.append(f"{name + ': ' + model:<42}" + "".join(f"{cell:>16}" for cell in cells))
+def table(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one line for each set and model: means and deviations over the seeds.
+
+    A set that was split several times has a line more, over the means of its splits.
+    """
+    rows = {name: _by_model(seeds.values()) for name, seeds in sets.items()}
+    for name in sets:
+        splits = [_means(rows[other]) for other in sets if other.partition(", split ")[0] == name]
+        if len(splits) > 1:
+            rows[f"{name}, {len(splits)} splits"] = _by_model(splits)
+    lines = [f"{'test split':<46}" + "".join(f"{m:>16}" for m in METRICS)]
+    for name, models in rows.items():
+        for model, metrics in models.items():
+            cells = [
+                f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0.0:.1f}"
+                for v in metrics.values()
+            ]
+            lines.append(f"{name + ': ' + model:<46}" + "".join(f"{cell:>16}" for cell in cells))
     return lines
+
+
+def _by_model(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Turn run -> model -> metric into model -> metric -> values of the runs."""
+    listed = list(runs)
+    return {
+        model: {metric: [run[model][metric] for run in listed] for metric in METRICS}
+        for model in listed[0]
+    }
+
+
+def _means(models: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
+    return {
+        model: {metric: statistics.mean(values) for metric, values in metrics.items()}
+        for model, metrics in models.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,17 +232,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ASSETS / "retrieval-quality")
     parser.add_argument("--sets", nargs="+", choices=pair_sets(), default=["pictures"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--split", type=int, default=0, help="seed of the split")
     parser.add_argument("--search", action="store_true", help="only search the clips' settings")
     options = parser.parse_args(arguments)
     if options.search:
-        search_clips(options.work)
+        search_clips(options.split, options.work)
         return
     sets = reported("retrieval_quality", "sets")
     for name in options.sets:
-        pairs = pair_sets()[name]()
+        pairs = pair_sets(options.split)[name]()
         found = caches(name, pairs, options.work)
-        sets[name] = {
-            str(seed): measure(name, pairs, found, seed, options.work) for seed in options.seeds
+        data = emoji_data(pairs.folder, split_seed=options.split, fit_on_dev=True)
+        own = name if options.split == 0 else f"{name}, split {options.split}"
+        sets[own] = {
+            str(seed): measure(own, pairs, {**found, "data": data}, seed, options.work)
+            for seed in options.seeds
         }
         report("retrieval_quality", {"sets": sets}, table(sets))
 
