@@ -47,6 +47,22 @@ CLIP_TRAINING = {
         "text_side_weight": 0.28,
         "media_noise": 1.3,
     },
+    1: {
+        "memory_sharpness": 0.29,
+        "memory_penalty": 0.19,
+        "text_whitening": 0.06,
+        "media_side_weight": 0.57,
+        "text_side_weight": 0.13,
+        "media_noise": 0.77,
+    },
+    2: {
+        "memory_sharpness": 0.27,
+        "memory_penalty": 0.11,
+        "text_whitening": 0.19,
+        "media_side_weight": 0.63,
+        "text_side_weight": 0.28,
+        "media_noise": 1.3,
+    },
 }
 """What `--search` found for the clips of each split, rounded."""
 MEMORY_SPACE = {
