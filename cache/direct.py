@@ -1,9 +1,10 @@
 """Writing large files past the page cache.
 
 Through the page cache a byte written is copied, and its page found and marked; on a virtual machine
-that can cost a core more than the disk does (0.35 GB/s against 2.5), and what is read often makes
-room for what is written once. A direct write hands the memory itself to the disk. It wants memory
-and sizes of whole pages; the end of a file and file systems without direct writes go the usual way.
+that can cost a core more than the disk does (`benchmarks.writing` prints both), and what is read
+often makes room for what is written once. A direct write hands the memory itself to the disk, and
+costs next to no time of a core. It wants memory and sizes of whole pages; the end of a file and
+file systems without direct writes go the usual way.
 """
 
 import errno

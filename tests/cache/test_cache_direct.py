@@ -30,6 +30,15 @@ def is_direct(fd: int) -> bool:
     return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & direct._DIRECT)
 
 
+def begins_direct(folder: Path, data: Bytes) -> bool:
+    """Write `data`, check what is on the disk, and return whether its first write was direct."""
+    with open_new(folder / "file", data) as file:
+        first = is_direct(file.fileno())
+        write_as_final(file.fileno(), data, [PAGE, len(data)])
+    assert (folder / "file").read_bytes() == data.tobytes()
+    return first
+
+
 @pytest.mark.parametrize("size", [1, PAGE, 3 * PAGE + 5])
 def test_memory_begins_with_a_page(size: int) -> None:
     data = page_aligned(size)
@@ -64,11 +73,7 @@ def test_aligned_memory_is_written_past_the_page_cache(tmp_path: Path) -> None:
 
 
 def test_other_memory_goes_through_the_page_cache(tmp_path: Path) -> None:
-    data = numbers(2 * PAGE)[1:]
-    with open_new(tmp_path / "file", data) as file:
-        assert not is_direct(file.fileno())
-        write_as_final(file.fileno(), data, [len(data)])
-    assert (tmp_path / "file").read_bytes() == data.tobytes()
+    assert not begins_direct(tmp_path, numbers(2 * PAGE)[1:])
 
 
 def test_file_systems_may_refuse_to_open_directly(
@@ -81,11 +86,7 @@ def test_file_systems_may_refuse_to_open_directly(
 
     opened = os.open
     monkeypatch.setattr(os, "open", refuse)
-    data = numbers(2 * PAGE)
-    with open_new(tmp_path / "file", data) as file:
-        assert not is_direct(file.fileno())
-        write_as_final(file.fileno(), data, [len(data)])
-    assert (tmp_path / "file").read_bytes() == data.tobytes()
+    assert not begins_direct(tmp_path, numbers(2 * PAGE))
 
 
 def test_disks_of_larger_sectors_refuse_the_write(
@@ -98,10 +99,7 @@ def test_disks_of_larger_sectors_refuse_the_write(
 
     written = os.write
     monkeypatch.setattr(os, "write", refuse)
-    data = numbers(2 * PAGE)
-    with open_new(tmp_path / "file", data) as file:
-        write_as_final(file.fileno(), data, [PAGE, len(data)])
-    assert (tmp_path / "file").read_bytes() == data.tobytes()
+    begins_direct(tmp_path, numbers(2 * PAGE))
 
 
 def test_an_invalid_write_that_was_not_direct_raises(
