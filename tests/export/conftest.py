@@ -70,8 +70,9 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         extract_inputs(backbone, inputs, path, store_dtype=store, block_tokens=64, force=True)
         taps = tuple(backbone.tap_modules)
         segments = 2 if pair == "separate" else 1
+        *targets, anchor = (tap.shape[0] for tap in backbone.taps)
         side = SideNetworkConfig(
-            widths=(16,) * (len(taps) - 1), anchor_width=16, side_width=8, out_width=16
+            widths=targets, anchor_width=anchor, side_width=8, out_width=anchor
         )
         classifier = SideClassifier(
             side=side, num_outputs=len(labels or "1"), segments=segments, memory=memory

@@ -30,6 +30,7 @@ print(json.dumps(model.encode_image(json.loads(sys.argv[2])).tolist()))
         ("separate", "max", ()),
         ("joint", "first", ()),
         ("none", "last", ()),
+        ("joint", "first+std", ()),
     ],
 )
 def test_a_classifier_over_one_vector_a_text(
@@ -63,8 +64,9 @@ def test_an_export_from_before_pooling_keeps_every_token(
         ("clip", "clip", ("last", "mean"), {"clips": True}),
         ("siglip", "vit", ("max", "first"), {}),
         ("bert", "resnet", ("none", "cells=3"), {"clips": True}),
+        ("bert", "vit", ("mean+std", "first+mean+std"), {"clips": True}),
     ],
-    ids=["cells", "maps", "frames", "grid", "frame-cells"],
+    ids=["cells", "maps", "frames", "grid", "frame-cells", "frame-statistics"],
 )
 def test_towers_over_pooled_states(
     tmp_path: Path, text: str, media: str, pools: tuple[str, str], options: dict[str, Any]

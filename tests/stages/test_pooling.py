@@ -63,17 +63,17 @@ def reference(rows: torch.Tensor, pool: str) -> torch.Tensor:
     """Pool the rows [L, D] of one sample, written down once more."""
     ways = {
         "mean": lambda x: x.sum(0) / len(x),
+        "std": lambda x: x.std(0, correction=0),
         "max": lambda x: x.max(0).values,
         "first": lambda x: x[0],
         "last": lambda x: x[-1],
     }
-    result: torch.Tensor = ways[pool](rows)
-    return result
+    return torch.cat([ways[part](rows) for part in pool.split("+")])
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    pool=st.sampled_from(["mean", "max", "first", "last"]),
+    pool=st.sampled_from(["mean", "std", "max", "first", "last", "first+mean+std", "max+last"]),
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     left=st.booleans(),
     half=st.booleans(),
@@ -90,6 +90,7 @@ def test_padded_tokens_are_pooled_as_the_tokens_alone(
     assert found.dtype == torch.float32
     for row, valid, value in zip(states, mask, found, strict=True):
         torch.testing.assert_close(value, reference(row[valid].float(), pool))
+    assert tuple(found.shape[1:]) == pooled_shape(pool, (max(lengths), 3))
     if len(set(lengths)) == 1:
         torch.testing.assert_close(pool_states(states, pool), found)
 
@@ -112,13 +113,13 @@ def test_cells_are_the_means_of_an_even_grid(cells: int, height: int, width: int
     torch.testing.assert_close(pool_states(state, "mean"), state.mean((2, 3)))
 
 
-@pytest.mark.parametrize("pool", ["mean", "first", "last", "max"])
+@pytest.mark.parametrize("pool", ["mean", "first", "last", "max", "std+mean"])
 def test_a_pooled_cache_of_texts_is_the_whole_one_pooled(tmp_path: Path, pool: str) -> None:
     for name in ("none", pool):
         extract_inputs(texts(pool=name), TEXTS, tmp_path / name, store_dtype="float32")
     whole, pooled = Cache.open(tmp_path / "none"), Cache.open(tmp_path / pool)
     assert [(tap.name, tap.kind, tap.shape) for tap in pooled.taps] == [
-        (tap.name, "vector", tap.shape) for tap in whole.taps
+        (tap.name, "vector", (tap.shape[0] * len(pool.split("+")),)) for tap in whole.taps
     ]
     assert pooled.lengths == {}
     assert pooled.fingerprint.digest != whole.fingerprint.digest
@@ -131,8 +132,12 @@ def test_a_pooled_cache_of_texts_is_the_whole_one_pooled(tmp_path: Path, pool: s
             torch.testing.assert_close(vector[tap][0], reference(state, pool), atol=1e-5, rtol=1e-5)
 
 
+def test_a_token_of_its_own_has_no_spread() -> None:
+    assert pool_states(torch.randn(2, 1, 3), "std").abs().max() == 0
+
+
 @pytest.mark.parametrize("kind", [ImageBackbone, VideoBackbone])
-@pytest.mark.parametrize("pool", ["cells=3", "cells=4", "mean", "max"])
+@pytest.mark.parametrize("pool", ["cells=3", "cells=4", "mean", "max", "std", "max+mean"])
 def test_maps_and_frames_are_pooled_picture_by_picture(
     kind: type[ImageBackbone], pool: str
 ) -> None:
@@ -148,8 +153,8 @@ def test_maps_and_frames_are_pooled_picture_by_picture(
         wanted = (
             F.adaptive_avg_pool2d(before, sizes)
             if sizes
-            else before.mean((2, 3)) if pool == "mean" else before.amax((2, 3))
-        )  # fmt: skip
+            else torch.stack([reference(one.flatten(1).T, pool) for one in before])
+        )
         torch.testing.assert_close(found, wanted)
     kinds = {"frames"} if kind is VideoBackbone else {"map" if "=" in pool else "vector"}
     assert {tap.kind for tap in pooled.taps} == kinds
@@ -170,6 +175,10 @@ def test_strides_follow_the_cells() -> None:
         (pyramid, "cells=8", "changes no tap"),
         (texts, "median", "is not one of none, mean"),
         (pyramid, "cells=0", "is not one of"),
+        (pyramid, "cells=2+mean", "is not one of"),
+        (pyramid, "mean+first", "maps have no first token: choose one of mean, std, max, cells=N"),
+        (texts, "mean+", "is not one of"),
+        (texts, "mean+max+mean", "names one twice"),
     ],
 )
 def test_a_pooling_that_does_not_fit_is_refused(build: Any, pool: str, message: str) -> None:
