@@ -38,6 +38,15 @@ ASSETS = Path(".demo")
 METRICS = ("t2m_r1", "t2m_r5", "t2m_r10", "rsum")
 LAYERS: tuple[Layers, ...] = ("last", "all")
 LAST_TAPS = {"text_taps": ("encoder.layer.*[-1]",)}
+ALONE = {
+    "text_side_weight": 0.0,
+    "media_side_weight": 0.0,
+    "text_side_width": 8,
+    "media_side_width": 8,
+    "media_noise": 0.0,
+    "epochs": 1,
+}
+"""The memory without side networks, which count for nothing and so are kept small."""
 CLIP_TRAINING = {
     0: {
         "memory_sharpness": 0.25,
@@ -93,7 +102,7 @@ class PairSet:
 
 def pair_sets(split: int = 0) -> dict[str, Any]:
     """Return what makes each set, called when it is wanted: the downloads are large."""
-    small = {"pool": "mean", "image_size": "112", "views": VIEWS}
+    small = {"pool": "first+mean+std", "image_size": "112", "views": VIEWS}
     return {
         "pictures": lambda: PairSet(
             folder=emoji_pictures(ASSETS),
@@ -141,10 +150,9 @@ def caches(name: str, pairs: PairSet, work: Path) -> dict[str, Path]:
 def variants(last: str) -> dict[str, dict[str, Any]]:
     """Return what each trained model changes of the defaults."""
     taps = {**LAST_TAPS, "media_taps": (last,)}
-    alone = {"text_side_weight": 0.0, "media_side_weight": 0.0, "epochs": 1}
     return {
-        "memory, last": taps | alone,
-        "memory, all": alone,
+        "memory, last": taps | ALONE,
+        "memory, all": ALONE,
         "side network, last": taps,
         "side network, all, no memory": {"media_base": "none"},
         "side network, all": {},
@@ -179,10 +187,9 @@ def search_clips(split: int, work: Path) -> None:
     pairs = pair_sets()["clips"]()
     data = emoji_data(pairs.folder, split_seed=split)
     run: dict[str, Any] = {**caches("clips", pairs, work), "data": data}
-    alone = {"media_side_weight": 0.0, "text_side_weight": 0.0, "epochs": 1}
     searches: dict[str, dict[str, Any]] = {
         "memory": {
-            "run": alone,
+            "run": ALONE,
             "space": MEMORY_SPACE,
             "trials": 48,
             "folds": 5,

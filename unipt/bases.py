@@ -9,6 +9,8 @@ Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +59,40 @@ class AnchorBase(nn.Module):
         self.transform.copy_(vectors * factors @ vectors.T)
 
 
+class KernelRows(NamedTuple):
+    """Rows that kernel regressions are fitted on: what no sharpness, penalty or target changes."""
+
+    mean: Tensor
+    """``[F]``."""
+    scale: Tensor
+    """``[F]``, the deviations; of a feature that is nearly constant, the mean of all."""
+    keys: Tensor
+    """The rows kept as keys, in units of deviation, ``[M, F]``."""
+    places: Tensor
+    """Which rows these are, ``LongTensor [M]``."""
+    distances: Tensor
+    """Mean squared difference of each row and each key, over the F features, ``[n, M]``."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, features: Tensor, places: Tensor) -> KernelRows:
+        """Measure rows of features, in float64.
+
+        Args:
+            features: ``[n, F]``.
+            places: ``LongTensor [M]``, the rows to keep as keys.
+        """
+        mean, scale = features.double().mean(0), features.double().std(0, correction=0)
+        scale = torch.where(scale > 1e-3 * scale.mean(), scale, scale.mean().clamp_min(1e-6))
+        rows = (features.double() - mean) / scale
+        return cls(mean, scale, rows[places], places, distances(rows, rows[places]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(part.nbytes for part in self)
+
+
 class KernelRegression(nn.Module):
     """Kernel ridge regression on M of the training rows: ``sum_m exp(-g |x' - k_m|^2 / F) v_m``.
 
@@ -92,7 +128,9 @@ class KernelRegression(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions of features ``[B, F]``, ``[B, E]``."""
-        return kernel(self.scaled(features), self.keys, self.sharpness) @ self.values
+        return (
+            torch.exp(-self.sharpness * distances(self.scaled(features), self.keys)) @ self.values
+        )
 
     def scaled(self, features: Tensor) -> Tensor:
         """Return features ``[B, F]`` in the keys' units."""
@@ -101,10 +139,9 @@ class KernelRegression(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        features: Tensor,
+        rows: KernelRows,
         wanted: Tensor,
         *,
-        keys: Tensor,
         sharpness: float = 1.0,
         ridge: float = 0.3,
         weights: Tensor | None = None,
@@ -115,27 +152,22 @@ class KernelRegression(nn.Module):
         if every row is a key, else its Nystroem approximation. Computed in float64.
 
         Args:
-            features: ``[n, F]``.
+            rows: n of them, M being keys.
             wanted: Y, what the rows should be mapped to, ``[n, E]``.
-            keys: ``LongTensor [M]``, the rows to keep as keys.
             sharpness: g, the inverse square of the kernel's width, in units of one feature's
                 deviation.
             ridge: the weight of the penalty.
             weights: W, how much each row counts, ``[n]``; 1 by default.
         """
-        mean, scale = features.double().mean(0), features.double().std(0, correction=0)
-        scale = torch.where(scale > 1e-3 * scale.mean(), scale, scale.mean().clamp_min(1e-6))
-        rows = (features.double() - mean) / scale
-        chosen = rows[keys]
-        between = kernel(rows, chosen, sharpness)  # [n, M]
-        among = between[keys]  # [M, M]
+        between = torch.exp(-sharpness * rows.distances)  # [n, M]
+        among = between[rows.places]  # [M, M]
         weighted = between if weights is None else between * weights.double()[:, None]
         left = weighted.T @ between + ridge * among
         left.diagonal().add_(1e-8 * left.diagonal().mean())
         values = torch.linalg.solve(left, weighted.T @ wanted.double())
-        self.mean.copy_(mean)
-        self.scale.copy_(scale)
-        self.keys.copy_(chosen)
+        self.mean.copy_(rows.mean)
+        self.scale.copy_(rows.scale)
+        self.keys.copy_(rows.keys)
         self.values.copy_(values)
         self.sharpness.fill_(sharpness)
 
@@ -157,7 +189,7 @@ class MemoryBase(KernelRegression):
         return F.normalize(torch.softmax(rate * scores, -1) @ self.values, dim=-1)
 
 
-def kernel(rows: Tensor, keys: Tensor, sharpness: float | Tensor) -> Tensor:
-    """Return ``exp(-sharpness |x - k|^2 / F)`` of ``[n, F]`` and ``[M, F]``, ``[n, M]``."""
-    distance = rows.square().sum(1)[:, None] + keys.square().sum(1) - 2 * rows @ keys.T
-    return torch.exp(-sharpness / rows.shape[1] * distance.clamp_min(0))
+def distances(rows: Tensor, keys: Tensor) -> Tensor:
+    """Return ``|x - k|^2 / F`` of ``[n, F]`` and ``[M, F]``, ``[n, M]``."""
+    squared = rows.square().sum(1)[:, None] + keys.square().sum(1) - 2 * rows @ keys.T
+    return squared.clamp_min(0) / rows.shape[1]

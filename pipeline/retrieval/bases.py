@@ -8,16 +8,15 @@ Cost: one pass over the training inputs (`MAX_ROWS` of them at most) and one [M,
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.retrieval.build import RetrievalSetup
 from pipeline.retrieval.config import RetrievalTrainConfig
 from pipeline.retrieval.features import Pooled
-from pipeline.retrieval.samples import LocatedPairs
+from pipeline.retrieval.samples import Ints, LocatedPairs
 from unipt import TwoTowers
-from unipt.bases import AnchorBase, MemoryBase
+from unipt.bases import AnchorBase, KernelRows, MemoryBase
 
 MAX_ROWS = 32_768
 """Views of training items that a memory is fitted on, at most."""
@@ -46,25 +45,23 @@ def fit_bases(
         return
     random = np.random.default_rng(config.seed)
     wanted = _wanted(setup, train, base, pooled)  # [n, E]
-    features, owner = _rows(setup, train.media, random, pooled, at_least=len(memory.keys))
-    first = np.flatnonzero(owner[:, 1] == 0)
-    keys = random.permutation(first)[: len(memory.keys)]
-    rows, places = wanted[torch.from_numpy(owner[:, 0])], torch.from_numpy(np.sort(keys))
+    items, count = _items(train.media, random, at_least=len(memory.keys)), train.media.shape[1]
+    keys = np.sort(random.permutation(len(items))[: len(memory.keys)])  # of the first view
+    rows = _rows(setup, train.media[items], keys, pooled)
     memory.fit(
-        features,
         rows,
-        keys=places,
+        wanted[torch.from_numpy(items)].repeat(count, 1),
         sharpness=config.memory_sharpness,
         ridge=config.memory_penalty,
     )
 
 
-def _anchors(setup: RetrievalSetup, samples: NDArray[np.int64], pooled: Pooled) -> Tensor:
+def _anchors(setup: RetrievalSetup, samples: Ints, pooled: Pooled) -> Tensor:
     taps = setup.taps["text"]
     return pooled.of(setup.caches["text"], taps, samples, [taps.anchor.name])
 
 
-def _features(setup: RetrievalSetup, samples: NDArray[np.int64], pooled: Pooled) -> Tensor:
+def _features(setup: RetrievalSetup, samples: Ints, pooled: Pooled) -> Tensor:
     """Return the means of all layers in the order of `SideTower`: targets, then the anchor."""
     taps = setup.taps["media"]
     names = [*(tap.name for tap in taps.targets), taps.anchor.name]
@@ -81,17 +78,18 @@ def _wanted(
     return F.normalize(total, dim=1)
 
 
-def _rows(
-    setup: RetrievalSetup,
-    media: NDArray[np.int64],
-    random: np.random.Generator,
-    pooled: Pooled,
-    *,
-    at_least: int,
-) -> tuple[Tensor, NDArray[np.int64]]:
-    """Return features of the items' views [r, F], and each row's item and view [r, 2]."""
+def _items(media: Ints, random: np.random.Generator, *, at_least: int) -> Ints:
+    """Return the items [m] whose views, of `media` [n, V], are rows."""
     count = max(at_least, MAX_ROWS // media.shape[1])
-    items = np.sort(random.permutation(len(media))[:count])
-    views = [_features(setup, media[items, view], pooled) for view in range(media.shape[1])]
-    owner = [np.stack([items, np.full(len(items), view)], 1) for view in range(media.shape[1])]
-    return torch.cat(views), np.concatenate(owner).astype(np.int64)
+    return np.sort(random.permutation(len(media))[:count])
+
+
+def _rows(setup: RetrievalSetup, media: Ints, keys: Ints, pooled: Pooled) -> KernelRows:
+    """Return the views of the items `media` [m, V] as rows, the first view of `keys` as keys."""
+
+    def measure() -> KernelRows:
+        views = [_features(setup, samples, pooled) for samples in media.T]
+        return KernelRows.of(torch.cat(views), torch.from_numpy(keys))
+
+    cache = str(setup.caches["media"].path)
+    return pooled.rows((cache, setup.taps["media"].names, media.tobytes(), keys.tobytes()), measure)

@@ -1,7 +1,8 @@
-"""Mean-pooled cached features: what linear baselines see, and what a residual is centred by."""
+"""Mean-pooled cached features: what linear baselines and closed-form bases are fitted on."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -11,31 +12,43 @@ from cache import Cache, JointLoader, Source
 from pipeline.retrieval.samples import Ints
 from pipeline.retrieval.taps import TowerTaps, layout
 from unipt import segment_mean
+from unipt.bases import KernelRows
 
 BATCH = 64
 
 
+Held = TypeVar("Held", Tensor, KernelRows)
+Key = tuple[object, ...]
+
+
 class Pooled:
-    """Remembers results of `pooled_features`.
+    """Remembers results of `pooled_features`, and the kernel rows made of them.
 
     Args:
-        limit: bytes to hold at most; the oldest results are dropped.
+        limit: bytes to hold at most; what was used longest ago is dropped.
     """
 
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
-        self.known: OrderedDict[tuple[str, bytes, tuple[str, ...]], Tensor] = OrderedDict()
+        self.known: OrderedDict[Key, Tensor | KernelRows] = OrderedDict()
 
     def of(self, cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:
         """Return what `pooled_features` returns; it is not to be changed."""
         key = (str(cache.path), samples.astype("<i8").tobytes(), tuple(names))
+        return self._held(key, lambda: pooled_features(cache, taps, samples, names))
+
+    def rows(self, key: Key, make: Callable[[], KernelRows]) -> KernelRows:
+        """Return what `make` returned for an equal `key`; it is not to be changed."""
+        return self._held(("rows", *key), make)
+
+    def _held(self, key: Key, make: Callable[[], Held]) -> Held:
         if key not in self.known:
-            self.known[key] = pooled_features(cache, taps, samples, names)
+            self.known[key] = make()
         self.known.move_to_end(key)
         found = self.known[key]
         while sum(values.nbytes for values in self.known.values()) > self.limit:
             self.known.popitem(last=False)
-        return found
+        return cast(Held, found)
 
 
 def pooled_features(cache: Cache, taps: TowerTaps, samples: Ints, names: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from cache import Loader
 from pipeline.training.build import Setup, rescale_outputs, split_outputs, target_tensor
 from pipeline.training.config import TrainConfig
 from unipt import SideClassifier
-from unipt.bases import KernelRegression
+from unipt.bases import KernelRegression, KernelRows
 from unipt.classifier import combine_segments, halves, layer_means
 
 __all__ = ["MAX_ROWS", "add_memory"]
@@ -57,9 +57,8 @@ def _fit(config: TrainConfig, setup: Setup, memory: KernelRegression) -> None:
     keys = np.sort(random.permutation(len(rows))[: len(memory.keys)])
     wanted, weights = setup.task.aims(target_tensor(setup)[torch.from_numpy(rows)])
     memory.fit(
-        _features(config, setup, train.samples[rows]),
+        KernelRows.of(_features(config, setup, train.samples[rows]), torch.from_numpy(keys)),
         wanted,
-        keys=torch.from_numpy(keys),
         sharpness=config.memory_sharpness,
         ridge=config.memory_penalty,
         weights=weights,

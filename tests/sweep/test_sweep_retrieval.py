@@ -29,6 +29,7 @@ from pipeline.sweep.halving import survivors
 from pipeline.sweep.pair_setups import PairSetups, assign_item_folds
 from pipeline.sweep.report import report_sweep
 from pipeline.sweep.runs import trial_config, trial_run
+from unipt.bases import KernelRows
 
 SPACE = {"lr": "log:1e-3..3e-2", "text_side_width": "4,8", "memory_sharpness": "0.5,1"}
 
@@ -178,7 +179,10 @@ def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monk
         read.append(tuple(names))
         return pooled(cache, taps, samples, names)
 
+    measured = []
+    of = KernelRows.of
     monkeypatch.setattr(features, "pooled_features", counted)
+    monkeypatch.setattr(KernelRows, "of", lambda *given: measured.append(1) or of(*given))
     values = settings(tmp_path, embed_width=None)
     config = pair_config(tmp_path, embed_width=None)
     setup, fits = prepare_retrieval(config), Fits()
@@ -188,6 +192,7 @@ def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monk
     same, _ = make_job(other, setup, fits)
     sharper, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, fits)
     assert len(read) == 2
+    assert len(measured) == 1
     alone, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, Fits())
     assert len(read) == 4
     for one, two in ((same, whole), (sharper, alone)):

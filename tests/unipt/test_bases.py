@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unipt.bases import AnchorBase, KernelRegression, MemoryBase
+from unipt.bases import AnchorBase, KernelRegression, KernelRows, MemoryBase
 
 
 def rows(count: int = 40, width: int = 6) -> Tensor:
@@ -38,7 +38,7 @@ def test_equal_rows_are_not_blown_up() -> None:
 def test_every_row_a_key_is_kernel_ridge_regression() -> None:
     features, wanted = rows().double(), torch.randn(40, 3).double()
     memory = MemoryBase(keys=40, width=6, out_width=3).double()
-    memory.fit(features, wanted, keys=torch.arange(40), sharpness=0.7, ridge=0.3)
+    memory.fit(KernelRows.of(features, torch.arange(40)), wanted, sharpness=0.7, ridge=0.3)
     scaled = (features - features.mean(0)) / features.std(0, correction=0)
     fresh = (rows(8).double() + 0.3 - features.mean(0)) / features.std(0, correction=0)
     among, given = (
@@ -53,7 +53,7 @@ def test_fewer_keys_approximate_all() -> None:
     features, wanted = rows(200), torch.tanh(rows(200)[:, :3] - 3.0)
     whole, part = (MemoryBase(keys=keys, width=6, out_width=3) for keys in (200, 60))
     for memory in (whole, part):
-        memory.fit(features, wanted, keys=torch.arange(len(memory.keys)))
+        memory.fit(KernelRows.of(features, torch.arange(len(memory.keys))), wanted)
     cosine = (whole(features) * part(features)).sum(1)
     assert cosine.median() > 0.98
 
@@ -61,7 +61,7 @@ def test_fewer_keys_approximate_all() -> None:
 def test_a_constant_feature_does_not_count() -> None:
     features = torch.cat((rows(), torch.full((40, 1), 5.0)), 1)
     memory = MemoryBase(keys=40, width=7, out_width=2)
-    memory.fit(features, torch.randn(40, 2), keys=torch.arange(40))
+    memory.fit(KernelRows.of(features, torch.arange(40)), torch.randn(40, 2))
     assert torch.isfinite(memory(features)).all()
 
 
@@ -74,7 +74,7 @@ def test_weights_solve_the_weighted_normal_equations() -> None:
     features, wanted = rows().double(), torch.randn(40, 2).double()
     weights, keys = torch.rand(40).double() + 0.1, torch.arange(0, 40, 4)
     memory = KernelRegression(keys=10, width=6, out_width=2).double()
-    memory.fit(features, wanted, keys=keys, sharpness=0.7, ridge=0.3, weights=weights)
+    memory.fit(KernelRows.of(features, keys), wanted, sharpness=0.7, ridge=0.3, weights=weights)
     scaled = (features - features.mean(0)) / features.std(0, correction=0)
     between = torch.exp(-0.7 / 6 * torch.cdist(scaled, scaled[keys]).square())
     slope = between.T @ (weights[:, None] * (between @ memory.values - wanted))
@@ -86,6 +86,6 @@ def test_weights_solve_the_weighted_normal_equations() -> None:
 
 def test_a_kernel_regression_is_silent_far_from_its_rows() -> None:
     memory = KernelRegression(keys=40, width=6, out_width=1)
-    memory.fit(rows(), torch.ones(40, 1), keys=torch.arange(40))
+    memory.fit(KernelRows.of(rows(), torch.arange(40)), torch.ones(40, 1))
     assert memory(rows()).min() > 0.5
     assert memory(rows() + 100).abs().max() < 1e-6
