@@ -2,8 +2,10 @@
 
 Fitted are the statistics of standardised inputs and the closed-form bases: buffers, which no step
 changes. Trainings that differ in none of what these depend on share the buffers; those that differ
-in whitening, sharpness, penalty or keys alone share the reading of the cache (`Pooled`).
-Memory: the buffers of the last `FITS` fits, and the pooled features up to a share of what is free.
+in whitening, sharpness or penalty alone share the distances between the memory's rows, and those
+that differ in its keys the reading of the cache (`Pooled`).
+Memory: the buffers of the last `FITS` fits, and features and distances up to a share of what is
+free.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from unipt import TwoTowers
 FITS = 4
 """Fits whose buffers are kept."""
 SHARE = 8
-"""One in so many bytes of the free memory may hold pooled features."""
+"""One in so many bytes of the free memory may hold pooled features and distances."""
 FREE = frozenset(
     (
         *("out", "epochs", "lr", "weight_decay", "beta2", "schedule", "warmup", "step_at", "clip"),
