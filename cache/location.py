@@ -8,8 +8,9 @@ Requests are repeated with growing pauses when the store is busy or the connecti
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -192,11 +193,13 @@ def files_below(root: Location) -> dict[str, int]:
     """Return every file below `root`: relative name with slashes -> bytes."""
     if isinstance(root, ObjectPath):
         return root.below()
-    return {
-        path.relative_to(root).as_posix(): path.stat().st_size
-        for path in root.rglob("*")
-        if path.is_file()
-    }
+    found = {}
+    for path in root.rglob("*"):
+        with suppress(FileNotFoundError):  # gone since it was listed
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found[path.relative_to(root).as_posix()] = status.st_size
+    return found
 
 
 @lru_cache

@@ -229,7 +229,8 @@ class CacheWriter:
             folder, _, rest = name.partition("/")
             chunk = folder == ACTIVATIONS and rest.split("/")[1:2] == ["c"]
             if name.endswith(PARTIAL) or (chunk and name not in kept):
-                (root / name).unlink()
+                with suppress(FileNotFoundError):  # a worker of a killed run finished it just now
+                    (root / name).unlink()
         if self.pending and COMPLETE in present:
             remove(root / COMPLETE)
         write_if_different(root / LEDGER, encode_ledger(self._done.values()))

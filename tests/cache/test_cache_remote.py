@@ -169,6 +169,18 @@ def test_a_connection_that_stays_broken_is_an_error(bucket, proxy, monkeypatch) 
     assert read_all(cache, TOKENS)
 
 
+def test_a_broken_connection_is_no_damage_whatever_its_figures(bucket, monkeypatch) -> None:
+    TOKENS.write(f"{bucket}/c")
+    cache = Cache.open(f"{bucket}/c")
+
+    def broken(path: module.ObjectPath, *_: object) -> None:
+        raise CacheUnreachable(f"{path}: GET http://127.0.0.1:41677 broke off in 274.844167ms")
+
+    monkeypatch.setattr(module.ObjectPath, "read_ranges", broken)
+    with pytest.raises(CacheUnreachable, match="broke off"):
+        read_all(cache, TOKENS)
+
+
 def test_a_slow_connection_only_takes_longer(bucket, proxy) -> None:
     TOKENS.write(f"{bucket}/c")
     cache = Cache.open(f"{bucket}/c")

@@ -13,6 +13,8 @@ from cachekit import Killed, Sample, contents, cut_off_at, frame_taps, token_tap
 
 import cache
 from cache import Cache, CacheFull, verify
+from cache import writer as writer_module
+from cache.location import files_below
 
 ROOT = Path(cache.__file__).parent.parent
 HERE = Path(__file__).parent
@@ -129,6 +131,14 @@ def test_leftovers_are_removed(tmp_path):
     (path / "activations/tokens-4/c/99/0").write_bytes(b"not in the ledger")
     assert finish(LONG, path) == ()
     assert contents(path) == whole
+
+
+def test_a_leftover_may_go_while_it_is_removed(tmp_path, monkeypatch):
+    """A worker of a killed run that finishes its shard meanwhile."""
+    path = LONG.write(tmp_path / "c")
+    gone = {"activations/tokens-4/c/1/0/0/0.675a56ca5337.partial": 4}
+    monkeypatch.setattr(writer_module, "files_below", lambda root: files_below(root) | gone)
+    assert finish(LONG, path) == ()
 
 
 def test_what_a_killed_worker_leaves_is_removed_at_the_end(tmp_path):

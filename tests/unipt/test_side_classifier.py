@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unipt import SideClassifier, SideNetworkConfig, TapRecorder, pack
+from unipt.bases import KernelRows
 from unipt.cohort import StackedClassifiers
 from unipt.pooling import TokenPoolingKind
 
@@ -208,7 +209,8 @@ def test_a_memory_is_added_to_the_head(segments: int) -> None:
     if segments == 2:
         u, v = seen.chunk(2)
         seen = torch.cat((u, v, (u - v).abs(), u * v), 1)
-    memory.fit(seen, torch.eye(len(seen), 2), keys=torch.arange(len(seen)).repeat(5)[:5], ridge=1.0)
+    keys = torch.arange(len(seen)).repeat(5)[:5]
+    memory.fit(KernelRows.of(seen, keys), torch.eye(len(seen), 2), ridge=1.0)
     alone, whole = plain(states, mask=mask), model(states, mask=mask)
     torch.testing.assert_close(whole.logits, alone.logits + memory(seen))
     assert not torch.allclose(whole.logits, alone.logits)

@@ -21,6 +21,7 @@ from unipt import (
     pack,
     preset,
 )
+from unipt.bases import KernelRows
 from unipt.towers import TowerPooling
 
 TOKENS = SideNetworkConfig(widths=[6] * 3, anchor_width=6, side_width=4, out_width=5)
@@ -435,7 +436,7 @@ def test_a_memory_base_is_added_in_evaluation_only() -> None:
     maps, wanted = small_maps(), F.normalize(torch.randn(5, MAPS.out_width), dim=1)
     net = tower(MAPS, pooling="mean", base="memory", memory_keys=5, side_weight=0.25)
     features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
-    net.base.fit(features, wanted, keys=torch.arange(5), sharpness=8.0, ridge=1e-6)
+    net.base.fit(KernelRows.of(features, torch.arange(5)), wanted, sharpness=8.0, ridge=1e-6)
     *targets, anchor = maps
     with_memory = net.eval()(anchor, targets).vector
     base, net.base = net.base, None
@@ -452,7 +453,7 @@ def test_a_memory_of_clips_sees_the_mean_of_their_frames() -> None:
     ).eval()
     features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
     clips = torch.stack([features[:3].mean(0), features[3:].mean(0)])
-    net.base.fit(clips, wanted, keys=torch.arange(2), sharpness=8.0, ridge=1e-6)
+    net.base.fit(KernelRows.of(clips, torch.arange(2)), wanted, sharpness=8.0, ridge=1e-6)
     *targets, anchor = maps
     close(net(anchor, targets, frames=torch.tensor([0, 3, 5])).vector, wanted)
 
