@@ -4,7 +4,9 @@ Legend: B samples, M keys, F features (the mean of every layer, concatenated), E
 outputs. `AnchorBase` keeps what a sentence encoder knows of likeness; `KernelRegression` predicts
 from the training rows, and `MemoryBase` is its direction. All are fitted once; nothing in them is
 trained.
-Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbers kept.
+Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbers kept. A fit on n
+rows is [n, F] x [F, M] once (`KernelRows`), then [M, n] x [n, M] and a system of [M, M] for each
+sharpness and penalty.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Mean-pooled cached features: what linear baselines and closed-form bases are fitted on."""
+"""Mean-pooled cached features: what linear baselines and closed-form bases are fitted on.
+
+Cost: one pass over the cache for each choice of samples and taps; float32 [n, sum of widths].
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
