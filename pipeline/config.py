@@ -4,6 +4,7 @@ Each field carries one sentence with its unit as its description. A file and com
 meet in one config; all errors of a config are reported together.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,15 @@ from pipeline.errors import PipelineError
 
 
 class ConfigError(PipelineError, ValueError):
-    """A configuration is unusable; the message lists every problem found."""
+    """A configuration is unusable; the message lists every problem found.
+
+    Attributes:
+        problems: one line each, where a whole mapping was checked.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class Config(BaseModel):
@@ -32,7 +41,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(_explain(cls, error)) from error
+            raise _explained(cls, error) from error
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> Self:
@@ -57,12 +66,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    lines = []
+def _explained(cls: type[BaseModel], error: ValidationError) -> ConfigError:
+    problems: list[str] = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError) and cause.problems:  # of a mapping within this one
+            problems += [f"{name}.{inner}" for inner in cause.problems]
+            continue
         given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-        lines.append(f"  {name}: {problem['msg']}{given}")
+        known = ""
         if problem["type"] == "extra_forbidden":
-            lines[-1] += f"; known: {', '.join(sorted(cls.model_fields))}"
-    return f"{len(lines)} problem(s) in {cls.__name__}:\n" + "\n".join(lines)
+            known = f"; known: {', '.join(sorted(cls.model_fields))}"
+        problems.append(f"{name}: {problem['msg']}{given}{known}")
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{len(problems)} problem(s) in {cls.__name__}:\n{lines}", problems)

@@ -6,3 +6,7 @@ class PipelineError(Exception):
 
     Every member also subclasses the builtin that fits it, so library users may catch either.
     """
+
+
+class DataError(PipelineError, ValueError):
+    """The examples cannot be used; the message names the file, the lines and the way out."""

@@ -1,132 +1,125 @@
 """Evaluates a finished run on any of its splits: every metric with a bootstrap interval.
 
-Cost: one pass of the side classifier over the split's cached samples, and 1,000 evaluations of
-each metric.
+Cost: one pass of the side model over the split's cached samples, and 1,000 evaluations of each
+metric.
 """
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
-from pipeline.config import ConfigError
-from pipeline.data import Dataset, load_dataset
-from pipeline.retrieval.evaluate import evaluate_retrieval
+from pipeline.config import Config, ConfigError
 from pipeline.run import Run
-from pipeline.tasks import Task, make_task
-from pipeline.tasks.metrics import Interval, bootstrap, score
-from pipeline.training.evaluation import EvaluateConfig, Evaluation, open_cache, render_table
-from pipeline.training.files import write_json, write_lines
-from pipeline.training.inference import Outputs, choose_device, run_model
-from pipeline.training.samples import Located, locate
+from pipeline.systems import Setup, load_dataset
+from pipeline.systems.inference import choose_device
+from pipeline.systems.locate import locate, modality_of
+from pipeline.systems.memo import Memo
+from pipeline.systems.taps import select
+from pipeline.tasks.base import Judged
+from pipeline.training.files import write_json
+from pipeline.training.judge import (
+    Evaluation,
+    evaluated,
+    judge_split,
+    render_table,
+    write_records,
+)
 
-__all__ = [
-    "EvaluateConfig",
-    "Evaluation",
-    "evaluate",
-    "render_table",
-    "run_outputs",
-    "run_task",
-    "split_metrics",
-    "write_predictions",
-]
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate", "judge_run", "render_table", "run_setup"]
+
+
+class EvaluateConfig(Config):
+    """Which run is evaluated, on what."""
+
+    run: Path
+    """Folder of the finished run."""
+    split: str = "test"
+    """Split to evaluate: train, dev or test."""
+    cache: tuple[str, ...] = ()
+    """Where a cache of the run is now, if it has moved since the training; of a run of several
+    towers TOWER=PLACE (repeatable)."""
+    resamples: int = Field(default=1000, ge=0)
+    """Bootstrap resamples of an interval."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Share of the resamples inside an interval."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the resamples."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples of one pass."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA, then MPS, then the CPU."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a run and write `predictions_<split>.jsonl` and `evaluation_<split>.json` into it.
-
-    A run of retrieval is evaluated by `pipeline.retrieval.evaluate`.
+    """Evaluate a run; write its records and `evaluation_<split>.json` into its folder.
 
     Raises:
         RunError: there is no finished run.
-        FingerprintMismatch: the cache is not the one the run was trained on.
-        DataError: the split is missing, or not in the cache.
+        FingerprintMismatch: a cache is not the one the run was trained on.
+        DataError: the split is missing, or not in the caches.
     """
     run = Run.open(config.run)
-    if run.kind == "retrieval":
-        return evaluate_retrieval(config)
-    dataset = load_dataset(run.data)
-    task = run_task(run, dataset)
-    located, outputs = run_outputs(run, dataset, config.split, config)
-    metrics: dict[str, Interval] = {}
-    if located.targets is not None:
-        metrics = bootstrap(
-            task.kind,
-            task.metrics,
-            located.targets,
-            task.decode(outputs.logits),
-            resamples=config.resamples,
-            level=config.level,
-            seed=config.seed,
-        )
-    result = Evaluation(
+    judged = judge_run(run, config)
+    result = evaluated(
+        judged,
         name="side network",
         split=config.split,
-        examples=len(located.examples),
-        metrics=metrics,
+        resamples=config.resamples,
         level=config.level,
-        predictions=write_predictions(run.path, config.split, task, located, outputs),
+        seed=config.seed,
+        predictions=write_records(run.path, config.split, judged),
     )
     write_json(run.path / f"evaluation_{config.split}.json", result.to_dict())
     return result
 
 
-def run_task(run: Run, dataset: Dataset) -> Task:
-    """Return the run's task over `dataset`, with the class names it was trained with.
+def judge_run(run: Run, config: EvaluateConfig) -> Judged:
+    """Return the judgement of a run on `config.split`; errors are those of `evaluate`."""
+    setup = run_setup(run, (config.split,), moved=config.cache, device=config.device)
+    model = run.model().to(setup.device)
+    return judge_split(setup, model, config.split, batch_size=config.batch_size)
+
+
+def run_setup(
+    run: Run,
+    splits: tuple[str, ...],
+    *,
+    moved: tuple[str, ...] = (),
+    device: str = "auto",
+) -> Setup:
+    """Return what a run was trained from, with some of its splits found in the caches.
+
+    Args:
+        run: a finished run.
+        splits: to find.
+        moved: where caches are now, see `Run.caches`.
+        device: where the model is to be.
 
     Raises:
-        ValueError: the files now give other class names.
+        ConfigError: the files now give other class names.
+        FingerprintMismatch: a cache is not the one the run was trained on.
+        DataError: a split is missing, or not in the caches.
     """
-    task = make_task(dataset)
-    if task.labels != run.labels:
+    system, training = run.system, run.config
+    caches = run.caches(moved)
+    dataset = load_dataset(training.data)
+    task = system.task(dataset)
+    if task.facts != run.info["facts"]:
         raise ConfigError(
-            f"the run was trained on the classes {run.labels}, its files now give {task.labels}; "
-            "restore the files"
+            f"the run was trained on {run.info['facts']}, its files now give {task.facts}; restore "
+            "the files"
         )
-    return task
-
-
-def run_outputs(
-    run: Run, dataset: Dataset, split: str, config: EvaluateConfig
-) -> tuple[Located, Outputs]:
-    """Return the examples of `split` and the run's outputs for them."""
-    cache = open_cache(run, run.info["cache"], config.cache)
-    located = locate(dataset, cache, split)
-    device = choose_device(config.device)
-    outputs = run_model(
-        run.classifier().to(device),
-        cache,
-        located.samples,
-        taps=run.taps,
-        batch_size=config.batch_size,
-        device=device,
+    towers = system.towers(dataset)
+    modalities = {
+        name: modality_of(cache, towers[name].modalities[0]) for name, cache in caches.items()
+    }
+    return Setup(
+        system=system,
+        dataset=dataset,
+        task=task,
+        caches=caches,
+        taps={name: select(caches[name], each.taps, "taps") for name, each in run.towers.items()},
+        splits={split: locate(dataset, split, caches, modalities) for split in splits},
+        device=choose_device(device),
+        memo=Memo(),
     )
-    return located, outputs
-
-
-def split_metrics(
-    task: Task, outputs: NDArray[np.float32], targets: NDArray[Any] | None
-) -> dict[str, float]:
-    """Return the task's metrics of outputs [n, C] in the target's units against targets [n]."""
-    if targets is None:
-        raise ValueError("a split without targets cannot be scored")
-    return score(task.kind, task.metrics, targets, task.decode(outputs))
-
-
-def write_predictions(
-    folder: Path, split: str, task: Task, located: Located, outputs: Outputs
-) -> Path:
-    """Write one record an example: id, target (if known), prediction, confidence of each layer."""
-    path = folder / f"predictions_{split}.jsonl"
-    records = []
-    described = task.describe(outputs.logits)
-    for example, prediction, trust in zip(
-        located.examples, described, outputs.confidence.tolist(), strict=True
-    ):
-        target: Any = example.target
-        if target is not None and task.labels is not None:
-            target = task.labels[int(target)]
-        records.append({"id": example.id, "target": target, **prediction, "confidence": trust})
-    write_lines(path, records)
-    return path

@@ -39,7 +39,7 @@ class TextInput(NamedTuple):
 
 
 class ImageInput(NamedTuple):
-    """One picture; `digest` is its key where it is known already, so that a file is read once."""
+    """One image; `digest` is its key where it is known already, so that a file is read once."""
 
     path: Path
     digest: bytes | None = None
@@ -52,9 +52,13 @@ class ImageInput(NamedTuple):
         """
         return self.digest or _file_key(b"image", self.path)
 
+    def read_as(self, modality: str) -> "ImageInput | VideoInput":
+        """Return the file as what a backbone of this modality reads."""
+        return VideoInput(self.path) if modality == "video" else self
+
 
 class VideoInput(NamedTuple):
-    """One clip; `digest` is its key where it is known already, so that a file is read once."""
+    """One video; `digest` is its key where it is known already, so that a file is read once."""
 
     path: Path
     digest: bytes | None = None
@@ -67,10 +71,19 @@ class VideoInput(NamedTuple):
         """
         return self.digest or _file_key(b"video", self.path)
 
+    def read_as(self, modality: str) -> "ImageInput | VideoInput":
+        """Return the file as what a backbone of this modality reads."""
+        return ImageInput(self.path) if modality == "image" else self
+
 
 MediaInput = ImageInput | VideoInput
 Input = TextInput | ImageInput | VideoInput
 _I = TypeVar("_I", bound=Input)
+
+
+def describe(given: Input) -> str:
+    """Return an input in a few words, for a message: a text's beginning, or a path."""
+    return repr(given.text[:60]) if isinstance(given, TextInput) else str(given.path)
 
 
 def view_key(key: bytes, view: int) -> bytes:

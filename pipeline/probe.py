@@ -1,44 +1,32 @@
-"""Probes: scikit-learn models on mean-pooled cached features, what a side network must beat.
+"""Probes: linear models on mean-pooled cached features, what a side network must beat.
 
-"last" takes the last tap, "all" concatenates every tap. A logistic regression (classification) or
-ridge regression on standardised features; its strength is chosen on dev. With `fit_on_dev` the
-chosen one is fitted anew on train and dev. Memory: n examples x taps x width in float32, pooled
+"last" takes each tower's last tap, "all" every tap. What is fitted is the task's own (logistic or
+ridge regression on standardised features); its strength is chosen on dev. With `fit_on_dev` the
+chosen one is fitted anew on train and dev. Memory: the features, n x taps x width in float32, pooled
 batch by batch; the states themselves are never held.
 """
 
+import dataclasses
 import logging
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
-from cache import Cache, Loader
 from pipeline.config import ConfigError
-from pipeline.evaluate import Evaluation
-from pipeline.tasks.metrics import Interval, better, bootstrap, score
-from pipeline.training.build import Setup, prepare
-from pipeline.training.config import TrainConfig
+from pipeline.systems import Setup
+from pipeline.systems.config import TrainConfig
+from pipeline.systems.inference import feature_passes
+from pipeline.systems.memo import Memo
+from pipeline.systems.taps import TowerTaps
+from pipeline.tasks.base import Probe
+from pipeline.tasks.metrics import better
 from pipeline.training.files import write_json
-from unipt import segment_mean
+from pipeline.training.judge import Evaluation, evaluated
+from pipeline.training.setup import prepare
+from unipt import Outputs
 
 logger = logging.getLogger(__name__)
 
 Layers = Literal["last", "all"]
-Features = NDArray[np.float32]
-STRENGTHS = {
-    "classification": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-    "regression": (1e5, 1e4, 1e3, 1e2, 1e1),
-}
-"""Values tried: C of the logistic regression, alpha of the ridge regression; strongest first."""
-BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +35,21 @@ class ProbeResult:
 
     Attributes:
         layers: "last" or "all".
-        strength: the chosen C or alpha.
-        features: numbers an example is described by.
+        chosen: what dev chose: strength, direction.
+        features: numbers that an example is described by, by name.
         evaluations: metrics with intervals, by split.
     """
 
     layers: Layers
-    strength: float
-    features: int
+    chosen: dict[str, Any]
+    features: dict[str, int]
     evaluations: dict[str, Evaluation]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "layers": self.layers,
-            "strength": self.strength,
+            "chosen": self.chosen,
             "features": self.features,
             "evaluations": {name: e.to_dict() for name, e in self.evaluations.items()},
         }
@@ -72,39 +60,41 @@ class ProbeResult:
 
 
 def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000) -> ProbeResult:
-    """Train a probe on the data and cache of `config`; write `probe_<layers>.json` into its out.
+    """Fit a probe on the data and caches of `config`; write `probe_<layers>.json` into its out.
 
     Args:
-        config: data, cache, taps, class weights, seed and out are used.
-        layers: "last" for the last tap, "all" for every tap.
+        config: data, caches, taps, class weights and out are used.
+        layers: "last" for the last tap of each tower, "all" for every tap.
         resamples: bootstrap resamples of an interval.
 
     Raises:
-        DataError: the data are unusable or not in the cache.
-        CacheError: the cache is missing, incomplete or damaged.
+        DataError: the data are unusable or not in the caches.
+        CacheError: a cache is missing, incomplete or damaged.
+        ConfigError: there is no dev split to choose on, or no targets.
     """
+    memo = Memo()
     apart = config.model_copy(update={"data": config.data.model_copy(update={"fit_on_dev": False})})
-    setup = prepare(apart)
-    taps = setup.tap_names[-1:] if layers == "last" else setup.tap_names
-    features = {
-        split: pooled_features(setup.cache, located.samples, taps)
-        for split, located in setup.splits.items()
-    }
-    strength, model = _choose(config, setup, features)
+    setup = prepare(apart, memo)
+    if "dev" not in setup.splits:
+        raise ConfigError("a probe is chosen on the dev split, and there is none")
+    train = _features(setup, "train", layers)
+    found = _chosen(setup, train, _features(setup, "dev", layers))
     if config.data.fit_on_dev:
-        train, dev = features["train"], features.pop("dev")
-        features["train"] = np.concatenate([train, dev])  # the order in which `prepare` joins them
-        setup = prepare(config)
-        model = _fit(config, setup, features["train"], strength)
-    evaluations = {
-        split: _evaluate(setup, split, layers, model.predict(features[split]), resamples)
-        for split in setup.splits
-        if split != "train" and setup.splits[split].targets is not None
-    }
+        setup = prepare(config, memo)
+        train = _features(setup, "train", layers)
+        examples = setup.splits["train"].examples
+        (found,) = setup.task.probes(train, examples, found.describe())
+    evaluations = {}
+    for split in (name for name in setup.splits if name != "train"):
+        outputs = found.outputs(_features(setup, split, layers))
+        judged = setup.task.judge(outputs, setup.splits[split].examples)
+        if judged.metrics():
+            name = f"probe, {layers} layer{'s' if layers == 'all' else ''}"
+            evaluations[split] = evaluated(judged, name=name, split=split, resamples=resamples)
     result = ProbeResult(
         layers=layers,
-        strength=strength,
-        features=features["train"].shape[1],
+        chosen=found.describe(),
+        features={name: value.shape[1] for each in train for name, value in each.values.items()},
         evaluations=evaluations,
     )
     config.out.mkdir(parents=True, exist_ok=True)
@@ -112,76 +102,23 @@ def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000)
     return result
 
 
-def pooled_features(cache: Cache, samples: NDArray[np.int64], taps: Sequence[str]) -> Features:
-    """Return the mean over tokens of each tap, concatenated.
-
-    Args:
-        cache: to read, batch by batch.
-        samples: [n], or [n, 2] for pairs, which give (u, v, |u - v|, u * v).
-        taps: names, of one width D.
-
-    Returns:
-        [n, taps * D], or [n, 4 * taps * D] for pairs.
-    """
-    loader = Loader(cache, samples, taps=taps, batch_size=BATCH, seed=0, shuffle=False)
-    parts = []
-    for batch in loader.epoch(0):
-        pooled = torch.cat(
-            [segment_mean(states.float(), batch.offsets) for states in batch.values], dim=1
-        )  # [S * b, taps * D]
-        if samples.ndim == 2:
-            u, v = pooled.chunk(2)
-            pooled = torch.cat([u, v, (u - v).abs(), u * v], dim=1)
-        parts.append(pooled.numpy())
-    return np.concatenate(parts)
+def _chosen(setup: Setup, train: list[Outputs], dev: list[Outputs]) -> Probe:
+    """Return the probe that is best on dev."""
+    metric, best, value = setup.task.metrics[0], None, None
+    for each in setup.task.probes(train, setup.splits["train"].examples):
+        judged = setup.task.judge(each.outputs(dev), setup.splits["dev"].examples)
+        score = judged.metrics()[metric]
+        logger.info("probe %s: dev %s %.4f", each.describe(), metric, score)
+        if best is None or better(metric, score, value):
+            best, value = each, score
+    if best is None:
+        raise ConfigError("this task has no probe")
+    return best
 
 
-def _choose(config: TrainConfig, setup: Setup, features: dict[str, Features]) -> tuple[float, Any]:
-    """Fit one model for each strength on train; return the one that is best on dev."""
-    kind, metric = setup.task.kind, setup.task.metrics[0]
-    dev = _targets(setup, "dev")
-    best: tuple[float, float, Any] | None = None
-    for strength in STRENGTHS[kind]:
-        model = _fit(config, setup, features["train"], strength)
-        value = score(kind, (metric,), dev, model.predict(features["dev"]))[metric]
-        logger.info("probe strength %g: dev %s %.4f", strength, metric, value)
-        if best is None or better(metric, value, best[1]):
-            best = strength, value, model
-    assert best is not None  # there is at least one strength
-    return best[0], best[2]
-
-
-def _fit(config: TrainConfig, setup: Setup, features: Features, strength: float) -> Any:
-    """Fit a model on standardised features and the targets of train."""
-    model: Any = Ridge(alpha=strength)
-    if setup.task.kind == "classification":
-        weights = "balanced" if config.class_weights == "balanced" else None
-        model = LogisticRegression(C=strength, max_iter=500, class_weight=weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(StandardScaler(), model).fit(features, _targets(setup, "train"))
-
-
-def _targets(setup: Setup, split: str) -> NDArray[Any]:
-    targets = setup.splits[split].targets
-    if targets is None:
-        raise ConfigError(f"a probe needs targets on train and dev, and {split} has none")
-    return targets
-
-
-def _evaluate(
-    setup: Setup, split: str, layers: Layers, predictions: NDArray[Any], resamples: int
-) -> Evaluation:
-    targets = setup.splits[split].targets
-    metrics: dict[str, Interval] = {}
-    if targets is not None:
-        kind, names = setup.task.kind, setup.task.metrics
-        metrics = bootstrap(kind, names, targets, predictions, resamples=resamples)
-    return Evaluation(
-        name=f"probe, {layers} layer{'s' if layers == 'all' else ''}",
-        split=split,
-        examples=len(setup.splits[split].examples),
-        metrics=metrics,
-        level=0.95,
-        predictions=None,
-    )
+def _features(setup: Setup, split: str, layers: Layers) -> list[Outputs]:
+    taps = setup.taps
+    if layers == "last":
+        taps = {name: TowerTaps(each.taps[-1:]) for name, each in taps.items()}
+    chosen = dataclasses.replace(setup, taps=taps)
+    return feature_passes(chosen.system, chosen.caches, taps, chosen.splits[split])

@@ -1,38 +1,49 @@
-"""A run folder: one trained model with its config, metrics, curves and predictions.
+"""A run folder: one trained side model with its config, metrics, curves and predictions.
 
-    run.json             kind, config, model config, taps, cache fingerprint(s), metrics, history
+    run.json             task, config, model config, towers (taps, caches), metrics, history
     model.safetensors    weights of the best epoch
     metrics.jsonl        one record an epoch
     checkpoint.pt        what an interrupted training resumes from
-    predictions_*.jsonl  one record an example (a caption, for retrieval)
-    items_*.jsonl        one record a picture or clip (retrieval)
-
-The kind is classification, regression (a side classifier) or retrieval (two towers).
+    predictions_*.jsonl  one record an example, of each split
+    items_*.jsonl        one record an image or video, where a task has items
 
 run.json is written last: a folder without it holds an unfinished training.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from safetensors.torch import load_file
 
+from cache import Cache, FingerprintMismatch
 from cache.location import Location, parse_location
-from pipeline.data import DataConfig
+from pipeline.config import ConfigError
 from pipeline.errors import PipelineError
-from unipt import SideClassifier, TwoTowers
+from pipeline.systems import System, system_of, train_config
+from pipeline.systems.config import TrainConfig
+from unipt import SideModel
 
 INFO = "run.json"
 WEIGHTS = "model.safetensors"
 CURVES = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 class RunError(PipelineError, RuntimeError):
     """A run folder is missing, unfinished, or holds another training."""
+
+
+class RunTower(NamedTuple):
+    """What run.json says of one tower."""
+
+    taps: tuple[str, ...]
+    """Names in order, the anchor last; a single one is anchor and target both."""
+    cache: Mapping[str, Any]
+    """Path, digest and fingerprint of the cache."""
 
 
 @dataclass(frozen=True)
@@ -67,61 +78,90 @@ class Run:
         return cls(path, info)
 
     @property
-    def kind(self) -> str:
-        """The family of its task: "classification", "regression" or "retrieval"."""
-        return str(self.info.get("kind") or self.info["task"])
-
-    def model(self) -> SideClassifier | TwoTowers:
-        """Return the trained model, of the class of its kind, on the CPU, in evaluation mode."""
-        return self.towers() if self.kind == "retrieval" else self.classifier()
-
-    def classifier(self) -> SideClassifier:
-        """Return the trained classifier, on the CPU, in evaluation mode.
-
-        Raises:
-            RunError: the run is of another kind.
-        """
-        if self.kind == "retrieval":
-            raise RunError(f"{self.path} is a run of kind {self.kind}, which has no classifier")
-        model = SideClassifier.from_config(self.info["model"])
-        model.load_state_dict(load_file(self.path / WEIGHTS))
-        return model.eval()
-
-    def towers(self) -> TwoTowers:
-        """Return the trained towers of a retrieval run, on the CPU, in evaluation mode.
-
-        Raises:
-            RunError: the run is of another kind.
-        """
-        if self.kind != "retrieval":
-            raise RunError(f"{self.path} is a run of kind {self.kind}, which has no towers")
-        model = TwoTowers.from_config(self.info["model"])
-        model.load_state_dict(load_file(self.path / WEIGHTS))
-        return model.eval()
+    def task(self) -> str:
+        """Name of its task."""
+        return str(self.info["task"])
 
     @property
-    def taps(self) -> tuple[str, ...]:
-        """Names of the taps a classifier takes, in order, the anchor last."""
-        return tuple(self.info["taps"])
+    def system(self) -> System:
+        """The system that carries its task."""
+        return system_of(self.task)
 
-    def tower_taps(self, tower: str) -> tuple[str, ...]:
-        """Names of the taps of the tower "text" or "media" of a retrieval run, the anchor last.
+    @property
+    def config(self) -> TrainConfig:
+        """The training that made it."""
+        return train_config(self.info["config"])
 
-        A tower of one tap has it as anchor and as its only target.
-        """
-        return tuple(self.info["towers"][tower]["taps"])
+    @property
+    def towers(self) -> dict[str, RunTower]:
+        """Taps and cache of each tower."""
+        return {
+            name: RunTower(tuple(each["taps"]), each["cache"])
+            for name, each in self.info["towers"].items()
+        }
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the task's metrics; the first one chose the epoch."""
+        return tuple(self.info["task_metrics"])
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Class names, None for regression."""
-        return None if self.info["labels"] is None else tuple(self.info["labels"])
+        """Class names, None where there are no classes."""
+        labels = self.info["facts"].get("labels")
+        return None if labels is None else tuple(labels)
 
-    @property
-    def cache_path(self) -> Location:
-        """Where the cache of a classifier was when the run was trained."""
-        return parse_location(self.info["cache"]["path"])
+    def model(self) -> SideModel:
+        """Return the trained side model, on the CPU, in evaluation mode."""
+        model = self.system.Model.from_config(self.info["model"])
+        model.load_state_dict(load_file(self.path / WEIGHTS))
+        return model.eval()
 
-    @property
-    def data(self) -> DataConfig:
-        """The data set's configuration of a run with a classifier."""
-        return DataConfig.build(self.info["config"]["data"])
+    def caches(self, moved: Sequence[str] = ()) -> dict[str, Cache]:
+        """Open the cache of each tower.
+
+        Args:
+            moved: where caches are now that have moved since: PLACE for a run of one cache, else
+                TOWER=PLACE.
+
+        Raises:
+            ConfigError: `moved` names no tower of the run.
+            FingerprintMismatch: a cache is not the one the run was trained on.
+        """
+        places = by_tower(moved, tuple(self.towers), "cache")
+        opened: dict[str, Cache] = {}
+        for name, tower in self.towers.items():
+            place = parse_location(places.get(name, tower.cache["path"]))
+            same = next((each for each in opened.values() if str(each.path) == str(place)), None)
+            opened[name] = same or self._open(place, tower.cache)
+        return opened
+
+    def _open(self, path: Location, recorded: Mapping[str, Any]) -> Cache:
+        cache = Cache.open(path)
+        if cache.fingerprint.digest != recorded["digest"]:
+            before = type(cache.fingerprint)(recorded["fingerprint"])
+            lines = "\n  ".join(before.diff(cache.fingerprint, ("trained on", "found")))
+            raise FingerprintMismatch(
+                f"{path} is not the cache the run {self.path} was trained on:\n  {lines}\nGive "
+                "the right one, or train on this one"
+            )
+        return cache
+
+
+def by_tower(given: Sequence[str], towers: Sequence[str], option: str) -> dict[str, str]:
+    """Return what an option gives for each tower, of VALUE (for all) or TOWER=VALUE.
+
+    Raises:
+        ConfigError: a tower is unknown, or VALUE is given for several towers that differ.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if equals and name in towers:
+            found[name] = value
+        elif len(set(towers)) == 1 or set(towers) == {"first", "second"}:
+            found |= dict.fromkeys(towers, each)
+        else:
+            known = ", ".join(f"{tower}=..." for tower in towers)
+            raise ConfigError(f"--{option} {each}: this run has several towers; give {known}")
+    return found

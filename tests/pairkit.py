@@ -14,7 +14,7 @@ import torch
 
 from cache import CacheWriter, Fingerprint, TapSpec
 from pipeline.inputs import ImageInput, TextInput, VideoInput, view_key
-from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.systems.two_towers import TwoTowersTrainConfig
 
 HIDDEN, ITEMS, CAPTIONS = 4, 60, 2
 Shapes = dict[str, tuple[int, ...]]
@@ -161,7 +161,7 @@ def settings(
     }
     if not (folder / f"media-{layout}").exists():
         caches = write_caches(folder, layout, text=text)
-    data = {"train": str(folder / "captions.csv"), "fractions": [0.6, 0.2, 0.2]}
+    data = {"task": "retrieval", "train": str(folder / "captions.csv"), "fractions": [0.6, 0.2, 0.2]}
     return (
         {
             "data": data,
@@ -182,5 +182,5 @@ def settings(
     )
 
 
-def pair_config(folder: Path, layout: str = "grid", **changes: Any) -> RetrievalTrainConfig:
-    return RetrievalTrainConfig.build(settings(folder, layout, **changes))
+def pair_config(folder: Path, layout: str = "grid", **changes: Any) -> TwoTowersTrainConfig:
+    return TwoTowersTrainConfig.build(settings(folder, layout, **changes))

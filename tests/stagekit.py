@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from cache import CacheWriter, Fingerprint, TapSpec
-from pipeline.data import DataConfig, load_dataset
+from pipeline import systems
 from pipeline.inputs import TextInput, unique_inputs
-from pipeline.training.config import TrainConfig
+from pipeline.systems.texts import TextTrainConfig
 
 WIDTH = 8
 TAPS = ("embeddings", "layer.0", "layer.1")
@@ -71,8 +71,14 @@ def build_cache(path: Path, inputs: Sequence[TextInput], *, mark: str = "a") -> 
 
 def cached(tmp_path: Path, data: dict[str, Any]) -> Path:
     """Write the cache of every input of `data`."""
-    dataset = load_dataset(DataConfig.build(data))
-    return build_cache(tmp_path / "cache", [text for _, text in dataset.inputs()])
+    dataset = systems.load_dataset(systems.data_config(data))
+    inputs = [
+        given
+        for split in dataset.splits.values()
+        for tower in split.towers
+        for given in split.inputs(tower, "text")
+    ]
+    return build_cache(tmp_path / "cache", inputs)
 
 
 def settings(tmp_path: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
@@ -95,8 +101,8 @@ def settings(tmp_path: Path, out: str = "run", **changes: Any) -> dict[str, Any]
     } | changes
 
 
-def train_config(tmp_path: Path, out: str = "run", **changes: Any) -> TrainConfig:
-    return TrainConfig.build(settings(tmp_path, out, **changes))
+def train_config(tmp_path: Path, out: str = "run", **changes: Any) -> TextTrainConfig:
+    return TextTrainConfig.build(settings(tmp_path, out, **changes))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,7 @@ The files of this package import nothing but torch and each other, so that they 
 unchanged beside an exported model.
 """
 
-from .classifier import Prediction, SideClassifier
-from .cohort import StackedClassifiers
+from .classifier import SideClassifier
 from .config import ConvSideNetworkConfig, EncoderDecoderConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork
 from .encoder_decoder import EncoderDecoderOutput, EncoderDecoderSideNetwork
@@ -16,6 +15,7 @@ from .pooling import GeneralizedPooling, TokenPooling
 from .presets import preset, preset_names
 from .recorder import TapRecorder
 from .reference import import_reference, reference_views
+from .states import Outputs, SideModel, States, Stream
 from .towers import Embedding, SideTower, TwoTowers
 
 __all__ = [
@@ -26,13 +26,15 @@ __all__ = [
     "EncoderDecoderOutput",
     "EncoderDecoderSideNetwork",
     "GeneralizedPooling",
-    "Prediction",
+    "Outputs",
     "SideClassifier",
+    "SideModel",
     "SideNetwork",
     "SideNetworkConfig",
     "SideOutput",
     "SideTower",
-    "StackedClassifiers",
+    "States",
+    "Stream",
     "TapRecorder",
     "TokenPooling",
     "TwoTowers",

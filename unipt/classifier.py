@@ -1,94 +1,82 @@
-"""SideClassifier: side network, pooling over tokens and a head for classification or regression.
+"""SideClassifier: a side network's vector and a head for classification or regression.
 
-Legend: B examples, S segments (1: a sentence or joint pair, 2: two sentences encoded separately),
-L tokens (padded), T valid tokens (packed), N targets, E features, P pooled width, M keys,
-F features of the memory (the mean of every layer, concatenated).
-Price: the side network's GEMMs; pooling and head are below a hundredth of it. A memory costs
-[B, F] x [F, M].
+Legend: B examples, S segments (1, or 2 for two inputs compared with each other), P pooled width,
+C outputs, M keys, F features of the kernel regression (the mean of every layer, concatenated).
+Price: the side network's GEMMs; pooling and head are below a hundredth of it. A kernel regression
+costs [B, F] x [F, M].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from .bases import KernelRegression
-from .config import SideNetworkConfig
-from .layers import check_choice
-from .packed import segment_mean
-from .pooling import TokenPooling, TokenPoolingKind
+from .states import Outputs, SideModel, States
+from .towers import SideTower
 
-__all__ = ["Prediction", "SideClassifier"]
+__all__ = ["SideClassifier"]
 
 
-class Prediction(NamedTuple):
-    """What a `SideClassifier` returns."""
-
-    logits: Tensor
-    """``[B, num_outputs]``."""
-    confidence: Tensor
-    """How much each target layer counts for each example, ``[B, N]``; the mean over segments."""
-
-
-class SideClassifier(nn.Module):
+class SideClassifier(SideModel):
     """A trainable classifier or regressor over the recorded states of a frozen model.
 
-    The last state given is the anchor, the others are the targets. Two segments are combined as
-    ``(u, v, |u - v|, u * v)``.
+    Two segments are combined as ``(u, v, |u - v|, u * v)``.
 
     Args:
-        side: the side network's options; ``anchor`` must be "tokens".
-        num_outputs: classes, or 1 for regression.
-        pooling: over the valid tokens, see `TokenPooling`.
+        tower: side network and pooling; its vectors must not be normalised.
+        segments: names of the towers that it reads, one, or two to compare with each other.
+        num_outputs: C, classes, or 1 for regression.
         dropout: probability on the pooled vector and on the hidden layer.
-        segments: 1 or 2.
         norm: LayerNorm on the pooled vector.
         hidden: width of a hidden layer (GELU) before the output; 0 for a linear head.
         memory: keys of a `KernelRegression` on the means of all layers, whose outputs are added to
             the head's; 0 for none. It is fitted, not trained.
+        units: multiply the outputs by `scale` and add `shift` (of a regression's targets).
 
     Raises:
         ValueError: if an option is out of range.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         *,
-        side: SideNetworkConfig,
+        tower: SideTower,
+        segments: Sequence[str],
         num_outputs: int,
-        pooling: TokenPoolingKind = "meanmax",
         dropout: float = 0.1,
-        segments: int = 1,
         norm: bool = True,
         hidden: int = 0,
         memory: int = 0,
+        units: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("pooling", pooling, TokenPoolingKind)
-        if segments not in (1, 2):
-            raise ValueError(f"segments={segments} is not supported; use 1 or 2")
+        if len(segments) not in (1, 2):
+            raise ValueError(f"segments={list(segments)}: name one tower, or two to compare")
         if num_outputs < 1:
             raise ValueError(f"num_outputs={num_outputs}; give the number of classes, or 1")
-        if side.anchor != "tokens":
-            raise ValueError("SideClassifier needs a side network with anchor='tokens'")
+        if tower.normalize:
+            raise ValueError("a classifier's tower must keep its vectors' lengths: normalize=False")
         self.config: dict[str, Any] = {
-            "side": side.to_dict(),
+            "tower": tower.config,
+            "segments": list(segments),
             "num_outputs": num_outputs,
-            "pooling": pooling,
             "dropout": dropout,
-            "segments": segments,
             "norm": norm,
             "hidden": hidden,
             "memory": memory,
+            "units": units,
         }
-        self.segments = segments
-        self.side = side.build()
-        self.pooling = TokenPooling(self.side.out_width, kind=pooling)
-        pooled = self.pooling.out_width
-        width = pooled if segments == 1 else 4 * pooled
+        self.segments = tuple(segments)
+        self.tower = tower
+        pooled = tower.out_width
+        width = pooled * self.parts
         self.norm = nn.LayerNorm(pooled) if norm else nn.Identity()
         layers: list[nn.Module] = [nn.Dropout(dropout)]
         if hidden:
@@ -96,102 +84,81 @@ class SideClassifier(nn.Module):
         layers.append(nn.Linear(hidden or width, num_outputs))
         self.head = nn.Sequential(*layers)
         self.pooled_width = pooled
-        features = (sum(side.widths) + side.anchor_width) * (1 if segments == 1 else 4)
+        features = tower.layers_width * self.parts
         self.memory = (
             KernelRegression(keys=memory, width=features, out_width=num_outputs) if memory else None
         )
+        self.units = units
+        if units:
+            self.register_buffer("scale", torch.ones(()))
+            self.register_buffer("shift", torch.zeros(()))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build from a `config` dict, with freshly initialised parameters."""
+        """Build from a `config`, with freshly initialised parameters."""
         options = dict(config)
-        return cls(side=SideNetworkConfig.from_dict(options.pop("side")), **options)
+        return cls(tower=SideTower.from_config(options.pop("tower")), **options)
 
-    def forward(
-        self, states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
-    ) -> Prediction:
-        """Predict from recorded states, padded or packed.
+    @property
+    def parts(self) -> int:
+        """Vectors that an example's segments become: 1, or the 4 of a comparison."""
+        return 1 if len(self.segments) == 1 else 4
 
-        Args:
-            states: ``[N + 1, S B, L, D]`` padded or ``[N + 1, T, D]`` packed; the last is the
-                anchor. With two segments all first sentences come before all second ones.
-            mask: ``[S B, L]``, true at valid tokens (padded only; None if all are).
-            offsets: ``LongTensor [S B + 1]`` (packed only).
+    def forward(self, towers: Mapping[str, States]) -> Outputs:
+        """Return "logits" ``[B, C]`` and the mean confidence over the segments.
 
         Raises:
-            ValueError: if the shapes do not fit the options or each other.
+            ValueError: if a tower or a tap is missing, or shapes do not fit the options.
         """
-        pooled, confidence = self.pool(states, mask=mask, offsets=offsets)
-        if self.segments == 1:
-            return self.classify((pooled,), (confidence,))
-        return self.classify(halves(pooled), halves(confidence))
+        lost = [name for name in self.segments if name not in towers]
+        if lost:
+            raise ValueError(f"no states of {', '.join(lost)} are given, only {', '.join(towers)}")
+        return self.classify([self.pool(towers[name]) for name in self.segments])
 
-    def pool(
-        self, states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the pooled, normed vector ``[B, P]`` and the confidence ``[B, N]`` of each row.
+    def pool(self, given: States) -> tuple[Tensor, Tensor]:
+        """Return the pooled, normed vector ``[B, P]`` and the confidence ``[B, N]`` of a segment.
 
-        With a memory the vector is ``[B, P + F]``, with the layers' means behind.
-        The first half of `forward`; arguments as there. With `classify` it lets two segments of
-        different padding go in one after the other. Trace two segments that way: torch.export ties
-        a trace of `forward` on ``2 B`` rows to ``B > 1``.
+        With a kernel regression the vector is ``[B, P + F]``, with the layers' means behind.
         """
-        expected = 3 if offsets is not None else 4
-        if states.dim() != expected:
-            raise ValueError(
-                f"states have shape {list(states.shape)}; give [taps, B, L, D] with a mask, "
-                "or packed [taps, T, D] with offsets"
-            )
-        side = self.side(states[-1], states[:-1], mask=mask, offsets=offsets)
-        pooled = self.norm(self.pooling(side.features, mask=mask, offsets=offsets))
+        found = self.tower.of(given)
+        pooled = self.norm(found.vector)
         if self.memory is not None:
-            pooled = torch.cat((pooled, layer_means(states, mask=mask, offsets=offsets)), -1)
-        return pooled, side.confidence
+            pooled = torch.cat((pooled, self.tower.layer_means(given).to(pooled)), -1)
+        return pooled, found.confidence
 
-    def classify(self, pooled: Sequence[Tensor], confidence: Sequence[Tensor]) -> Prediction:
-        """Combine one `pool` result per segment, vector and confidence, and predict.
+    def classify(self, pooled: Sequence[tuple[Tensor, Tensor]]) -> Outputs:
+        """Combine one `pool` result per segment and predict.
 
         Raises:
             ValueError: if the number of segments is not this classifier's.
         """
-        if len(pooled) != self.segments:
-            raise ValueError(f"{len(pooled)} segments were given, expected {self.segments}")
-        logits = self.head(_joined([vector[:, : self.pooled_width] for vector in pooled]))
+        if len(pooled) != len(self.segments):
+            raise ValueError(f"{len(pooled)} segments were given, expected {len(self.segments)}")
+        vectors, confidence = zip(*pooled, strict=True)
+        logits = self.head(joined([vector[:, : self.pooled_width] for vector in vectors]))
         if self.memory is not None:
-            means = [vector[:, self.pooled_width :] for vector in pooled]
-            logits = logits + self.memory(_joined(means)).to(logits.dtype)
-        return Prediction(logits, torch.stack(tuple(confidence)).mean(0))
+            means = [vector[:, self.pooled_width :] for vector in vectors]
+            logits = logits + self.memory(joined(means)).to(logits.dtype)
+        if self.units:
+            logits = logits * self.scale + self.shift
+        return Outputs(
+            values={"logits": logits},
+            confidence={self.segments[0]: torch.stack(confidence).mean(0)},
+        )
+
+    def weigh(self, factor: float) -> None:
+        """Multiply what the head gives by `factor`."""
+        output = self.head[-1]
+        if not isinstance(output, nn.Linear):
+            raise TypeError(f"the head must end in a Linear, not {type(output).__name__}")
+        with torch.no_grad():
+            output.weight.mul_(factor)
+            output.bias.mul_(factor)
 
 
-def layer_means(
-    states: Tensor, mask: Tensor | None = None, offsets: Tensor | None = None
-) -> Tensor:
-    """Return the float32 mean over valid tokens of every layer, joined, ``[B, (N + 1) D]``.
-
-    Args:
-        states: ``[N + 1, B, L, D]`` padded or ``[N + 1, T, D]`` packed.
-        mask: ``[B, L]``, true at valid tokens (padded only; None if all are).
-        offsets: ``LongTensor [B + 1]`` (packed only).
-    """
-    if offsets is not None:
-        return torch.cat([segment_mean(tap.float(), offsets) for tap in states], -1)
-    if mask is None:
-        return states.float().mean(2).transpose(0, 1).flatten(1)
-    valid = mask[..., None].float()  # [B, L, 1]
-    means = (states * valid).sum(2) / valid.sum(1)  # [N + 1, B, D]
-    return means.transpose(0, 1).flatten(1)
-
-
-def _joined(vectors: Sequence[Tensor]) -> Tensor:
-    return vectors[0] if len(vectors) == 1 else combine_segments(*vectors)
-
-
-def combine_segments(first: Tensor, second: Tensor) -> Tensor:
-    """Join the vectors of two segments, ``[..., P]`` each, to ``(u, v, |u - v|, u * v)``."""
+def joined(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the vector of one segment as it is, or two, ``[B, P]`` each, compared, ``[B, 4 P]``."""
+    if len(vectors) == 1:
+        return vectors[0]
+    first, second = vectors
     return torch.cat((first, second, (first - second).abs(), first * second), -1)
-
-
-def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Split ``[2 B, ...]`` into first and second segments."""
-    count = rows.shape[0] // 2
-    return rows[:count], rows[count:]

@@ -1,4 +1,4 @@
-"""SideTower and TwoTowers: side networks that put texts, images and clips into one space.
+"""SideTower and TwoTowers: side networks that turn a tower's states into one vector a sample.
 
 Legend: B samples (texts, images or clips), L tokens (padded), T valid tokens (packed), P tokens of
 a grid, F frames of all clips, N targets, E embedding width. The last state recorded is the anchor,
@@ -9,7 +9,8 @@ Price: the side network's GEMMs; pooling and the norms are below a tenth of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
@@ -24,6 +25,7 @@ from .layers import check_choice
 from .network import SideNetwork, SideOutput
 from .packed import offsets_to_lengths, segment_mean
 from .pooling import GeneralizedPooling, TokenPooling
+from .states import Outputs, SideModel, States, Stream
 
 __all__ = [
     "Base",
@@ -53,13 +55,15 @@ class Embedding(NamedTuple):
 
 
 class SideTower(nn.Module):
-    """One side of a retrieval system: side network, pooling, [head], [mean over frames], l2 norm.
+    """One tower's vector: side network, pooling, [head], [mean over frames], [l2 norm].
 
     VSE-infinity (arXiv 2011.04305) pools with GPO; CLIP4Clip (arXiv 2104.08860) has a vector
     anchor and no pooling, normalises every frame, and averages the frames of a clip.
 
     Args:
         side: options of the side network; a `ConvSideNetworkConfig` for feature maps.
+        taps: names of the taps it reads, the anchor last; a single one is anchor and target both.
+        axis: ragged axis of the targets (of the frames of videos); None for fixed shapes.
         pooling: over the tokens, cells or patches of one sample, see `TokenPooling`; "gpo" is
             `GeneralizedPooling`; "none" is for a vector anchor, which leaves nothing to pool.
         frames: every row of the states is a frame, and a clip is the "mean" of its frames, or the
@@ -87,6 +91,8 @@ class SideTower(nn.Module):
         self,
         *,
         side: TowerSide,
+        taps: Sequence[str] = (),
+        axis: str | None = None,
         pooling: TowerPooling = "gpo",
         frames: FramePooling = "none",
         normalize: bool = True,
@@ -112,6 +118,8 @@ class SideTower(nn.Module):
             raise ValueError("frames='sequence' needs a side network with anchor='tokens'")
         self.config: dict[str, Any] = {
             "side": side.to_dict(),
+            "taps": list(taps),
+            "axis": axis,
             "pooling": pooling,
             "frames": frames,
             "normalize": normalize,
@@ -122,8 +130,10 @@ class SideTower(nn.Module):
             "memory_keys": memory_keys,
             "side_weight": side_weight,
         }
+        self.stream = Stream(tuple(taps), axis)
         self.frames, self.normalize, self.position = frames, normalize, position
         self.side = side.build()
+        self.layers_width = side.anchor_width + sum(side.widths)
         width = self.side.out_width
         if pooling == "gpo":
             self.pooling = GeneralizedPooling()
@@ -142,8 +152,9 @@ class SideTower(nn.Module):
         self.side_weight = side_weight
         self.base = None
         if base == "memory":
-            features = side.anchor_width + sum(side.widths)
-            self.base = MemoryBase(keys=memory_keys, width=features, out_width=self.out_width)
+            self.base = MemoryBase(
+                keys=memory_keys, width=self.layers_width, out_width=self.out_width
+            )
         elif base == "anchor":
             if vector or isinstance(side, ConvSideNetworkConfig) or frames != "none":
                 raise ValueError("base='anchor' needs token states of texts or pictures")
@@ -162,6 +173,38 @@ class SideTower(nn.Module):
         maps = side.get("kind") == ConvSideNetworkConfig.kind
         kind: type[TowerSide] = ConvSideNetworkConfig if maps else SideNetworkConfig
         return cls(side=kind.from_dict(side), **options)
+
+    def of(self, given: States) -> Embedding:
+        """Embed what the tower's own taps say of a batch; see `forward`.
+
+        Raises:
+            ValueError: if a tap is missing, or shapes do not fit the options.
+        """
+        anchor, targets, mask, offsets = self.stream.read(given)
+        if self.frames == "none":
+            return cast(Embedding, self(anchor, targets, mask=mask, offsets=offsets))
+        frames = mask if offsets is None else offsets
+        return cast(Embedding, self(anchor, targets, frames=frames))
+
+    def layer_means(self, given: States) -> Tensor:
+        """Return the float32 mean of every tap over tokens, cells and frames, ``[B, F]``."""
+        anchor, targets, mask, offsets = self.stream.read(given)
+        if self.frames == "none":
+            return layer_means(anchor, targets, mask, offsets)
+        frames = mask if offsets is None else offsets
+        means = layer_means(anchor, targets, None, None)
+        return means if frames is None else frame_shares(frames, len(means)).to(means) @ means
+
+    def standardizers(self) -> list[Callable[[Tensor, Tensor], None]]:
+        """Return what takes mean and deviation of each target and of the anchor; none if unused."""
+        side = self.side
+        if isinstance(side, ConvSideNetwork):
+            return [partial(side.set_statistics, n) for n in range(len(side.standard or ()))]
+        targets, anchor = side.target_down.linear, side.anchor_down.linear
+        if not targets.standardize:
+            return []
+        own = [partial(targets.set_statistics, n) for n in range(len(side.widths))]
+        return [*own, partial(anchor.set_statistics, 0)]
 
     def forward(
         self,
@@ -244,8 +287,7 @@ class SideTower(nn.Module):
             return cast(Tensor, self.base(layer_mean(anchor, mask, offsets)))
         if self.base is None or self.training:
             return None
-        states = (*targets, anchor)
-        means = torch.cat([layer_mean(state, mask, offsets).float() for state in states], -1)
+        means = layer_means(anchor, targets, mask, offsets)
         return cast(Tensor, self.base(means if shares is None else shares @ means))
 
     def freeze(self, longest: int) -> None:
@@ -257,8 +299,8 @@ class SideTower(nn.Module):
         return F.normalize(vector, dim=-1) if self.normalize else vector
 
 
-class TwoTowers(nn.Module):
-    """A text tower and a media tower (images or clips) with one embedding space.
+class TwoTowers(SideModel):
+    """A text tower and a media tower (images or videos) with one embedding space.
 
     Args:
         text: tower of the texts.
@@ -308,6 +350,15 @@ class TwoTowers(nn.Module):
         text, media = (SideTower.from_config(options.pop(name)) for name in ("text", "media"))
         return cls(text=text, media=media, **options)
 
+    def forward(self, towers: Mapping[str, States]) -> Outputs:
+        """Embed the towers given, one or both: values "text" and "media", ``[B, E]``."""
+        found = {name: getattr(self, name).of(given) for name, given in towers.items()}
+        return Outputs(
+            values={name: each.vector.float() for name, each in found.items()},
+            confidence={name: each.confidence for name, each in found.items()},
+            scalars={"scale": self.scale},
+        )
+
     @property
     def scale(self) -> Tensor:
         """Factor of the cosines in a contrastive loss, a scalar of at most 100 if trained."""
@@ -324,7 +375,7 @@ class TwoTowers(nn.Module):
 
 
 def layer_mean(state: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Tensor:
-    """Return the mean over tokens, patches or cells of each sample: ``[B, D]``.
+    """Return the float32 mean over tokens, patches or cells of each sample: ``[B, D]``.
 
     Args:
         state: ``[B, L, D]``, ``[T, D]`` packed, a map ``[B, C, H, W]``, or ``[B, D]`` as it is.
@@ -334,8 +385,18 @@ def layer_mean(state: Tensor, mask: Tensor | None, offsets: Tensor | None) -> Te
     if state.dim() == 4:
         return state.mean((2, 3), dtype=torch.float32)
     if state.dim() == 3:
-        return masked_mean(state, mask)[:, 0]
-    return state if offsets is None else segment_mean(state, offsets)
+        return masked_mean(state.float(), mask)[:, 0]
+    return state.float() if offsets is None else segment_mean(state.float(), offsets)
+
+
+def layer_means(
+    anchor: Tensor,
+    targets: Tensor | Sequence[Tensor],
+    mask: Tensor | None,
+    offsets: Tensor | None,
+) -> Tensor:
+    """Return `layer_mean` of the targets and the anchor, joined, ``[B, F]``."""
+    return torch.cat([layer_mean(state, mask, offsets) for state in (*targets, anchor)], -1)
 
 
 def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -349,7 +410,7 @@ def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[T
         ``[B, H W, C]`` and N of ``[B, H W, C_i]``.
     """
     size = (anchor.shape[2], anchor.shape[3])
-    maps = (anchor, *(F.adaptive_avg_pool2d(target, size) for target in targets))
+    maps = (anchor.float(), *(F.adaptive_avg_pool2d(each.float(), size) for each in targets))
     first, *others = (to_cells(each) for each in maps)
     return first, others
 

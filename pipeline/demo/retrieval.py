@@ -21,7 +21,7 @@ from pipeline.index import IndexConfig, build_index
 from pipeline.plan import RetrievalPlanConfig, plan
 from pipeline.report import report
 from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.data import RetrievalData
+from pipeline.retrieval.data import CaptionData
 from pipeline.retrieval.evaluate import RetrievalEvaluation, render_retrieval
 from pipeline.retrieval.ridge import ridge
 from pipeline.retrieval.train import train_retrieval
@@ -55,9 +55,9 @@ class Sources:
     media: dict[str, Any]
 
 
-def emoji_data(folder: Path, *, split_seed: int = 0, fit_on_dev: bool = False) -> RetrievalData:
+def emoji_data(folder: Path, *, split_seed: int = 0, fit_on_dev: bool = False) -> CaptionData:
     """Return the emoji pictures and captions of `folder`, 60 / 10 / 30 split by concept."""
-    return RetrievalData(
+    return CaptionData(
         train=folder / CAPTIONS,
         group_column="concept",
         fractions=(0.6, 0.1, 0.3),
@@ -66,7 +66,7 @@ def emoji_data(folder: Path, *, split_seed: int = 0, fit_on_dev: bool = False) -
     )
 
 
-def picture_sources(folder: Path, data: RetrievalData, device: str = "auto") -> Sources:
+def picture_sources(folder: Path, data: CaptionData, device: str = "auto") -> Sources:
     """Return what is extracted of the pictures (every block's mean over its cells), of captions."""
     shared = {"data": data, "device": device}
     return Sources(

@@ -19,7 +19,7 @@ from pipeline.extraction.storage import checked_changes, checked_compression, st
 from pipeline.inputs import ImageInput, Input, InputError
 from pipeline.media.video import CONTAINERS
 from pipeline.places import Place
-from pipeline.retrieval.data import RetrievalData, RetrievalDataset, load_retrieval
+from pipeline.retrieval.data import CaptionData, RetrievalDataset, load_retrieval
 
 BadMediaPolicy = Literal["error", "skip"]
 _SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
@@ -173,7 +173,7 @@ class ExtractConfig(ExtractOptions):
 class RetrievalExtractConfig(ExtractOptions):
     """What to extract for retrieval: one tower at a time, the captions or the pictures or clips."""
 
-    data: RetrievalData
+    data: CaptionData
     """The pictures or clips and captions, all splits together."""
     tower: Literal["auto", "text", "image", "video"] = "auto"
     """What the backbone reads; an image model reads clips with 'video', frame by frame."""

@@ -1,13 +1,12 @@
-"""The configuration of a data set: which files, which columns, which task, how to split."""
+"""The configurations of data sets of labelled texts and of captions: which columns, which labels."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from pipeline.config import Config
+from pipeline.data import DataConfig
 from pipeline.reading.glue import TASKS, TaskPreset
-from pipeline.reading.tables import EncodingErrors
 
 KINDS = ("classification", "regression")
 
@@ -15,20 +14,15 @@ Column = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) 
 """A column's name, or its 0-based position."""
 
 
-class DataConfig(Config):
-    """Which examples, where their fields are, and how they are split."""
+class TextData(DataConfig):
+    """Which texts with which labels or scores, where their fields are, and how they are split."""
 
     task: str = "classification"
     """classification, regression, or a GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte.
-    Pictures and clips (retrieval, flickr30k, coco, msrvtt, msvd) have options of their own:
-    `--task retrieval --help`."""
+    Other tasks have options of their own: `--task NAME --help`."""
     train: Path
     """Training file (.tsv .csv .jsonl .parquet), or a folder with all splits (GLUE's own layout,
     or `datasets.save_to_disk`)."""
-    dev: Path | None = None
-    """Development file; if absent, it comes from the folder or is split off the training rows."""
-    test: Path | None = None
-    """Test file, labelled or not; if absent, it comes from the folder or is split off."""
     text: Column | None = None
     """Column of the (first) text, by name or 0-based position; the default is "text"."""
     text_pair: Column | None = None
@@ -40,8 +34,6 @@ class DataConfig(Config):
     group_column: Column | None = None
     """Column of a group (an author, a document), by name or 0-based position, whose rows stay in
     one split and in one fold, beside rows of equal text; by default there is none."""
-    header: bool = True
-    """Whether TSV and CSV files start with a line of column names."""
     pair: Literal["joint", "separate"] = "joint"
     """Pairs: one input of two segments, or two sentences encoded on their own."""
     label_names: tuple[str, ...] | None = None
@@ -53,25 +45,12 @@ class DataConfig(Config):
     """With `label_threshold`: leave out rows whose value is within this distance of it."""
     metrics: tuple[str, ...] | None = None
     """Metrics to report, the first one choosing the best epoch; by default the task's own."""
-    fractions: tuple[float, float, float] = (0.68, 0.12, 0.20)
-    """Shares of train, dev and test where rows must be split; equal texts stay together."""
-    split_seed: int = 0
-    """Seed of that split."""
-    fit_on_dev: bool = False
-    """Add the development rows to the training rows: for the last fit, once every setting is
-    chosen. There is no dev split then, and training keeps its last epoch."""
-    bad_rows: Literal["error", "drop"] = "error"
-    """What to do with rows of missing text, unusable label or wrong number of fields."""
-    encoding_errors: EncodingErrors = "strict"
-    """Bytes that are not UTF-8: "strict" refuses the file, "replace" marks them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = []
         if self.task not in (*KINDS, *TASKS):
             problems.append(f"unknown task {self.task!r}; known: {', '.join((*KINDS, *TASKS))}")
-        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6 or not self.fractions[0]:
-            problems.append(f"fractions must be shares that sum to 1, not {self.fractions}")
         if self.label_margin < 0:
             problems.append(f"label_margin must not be negative, not {self.label_margin}")
         if self.label_margin and self.label_threshold is None:
@@ -90,6 +69,65 @@ class DataConfig(Config):
         return TASKS.get(self.task)
 
     @property
+    def separate(self) -> bool:
+        """Whether an example is two inputs, each encoded on its own."""
+        columns = self.preset.columns if self.preset else ()
+        paired = self.text_pair is not None or any(each.text_pair for each in columns)
+        return paired and self.pair == "separate"
+
+    @property
     def kind(self) -> str:
         """The family of the task: "classification" or "regression"."""
         return self.preset.kind if self.preset else self.task
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {"coco": {"folds": 5}, "msvd": {"m2t_over": "items"}}
+"""What a task changes of the defaults: its published protocol."""
+
+
+class CaptionData(DataConfig):
+    """Which pictures or clips and captions, where they are, how they are split and ranked."""
+
+    task: Literal["retrieval", "flickr30k", "coco", "msrvtt", "msvd"] = "retrieval"
+    """Any captions file (retrieval), or the layout and protocol of a published data set."""
+    train: Path
+    """Captions file (.csv .tsv .jsonl .json .parquet), Karpathy JSON, or the data set's folder."""
+    dev: Path | None = None
+    """Development file; if absent, it comes from the folder or is split off the training rows."""
+    test: Path | None = None
+    """Test file; if absent, it comes from the folder or is split off the training rows."""
+    media: Path | None = None
+    """Folder of the pictures or clips; the default is the folder of the captions file."""
+    media_column: Column | None = None
+    """Column of the file, by name or 0-based position: a path within `media`, or its stem. The
+    default is the first known name: media image video file_name video_id ..."""
+    caption_column: Column | None = None
+    """Column of the caption or list of captions; the default is the first known name: caption
+    captions text sentence ..."""
+    group_column: Column | None = None
+    """Column of a group (a concept) whose rows stay in one split; by default each item is one."""
+    folds: int = 1
+    """Equal runs of the test items whose metrics are averaged besides those of all (coco: 5)."""
+    m2t_over: Literal["captions", "items"] = "captions"
+    """What a picture or clip ranks: every caption, or each item by its best caption (msvd)."""
+    bad_media: Literal["error", "skip"] = "error"
+    """What to do with pictures and clips that cannot be decoded."""
+
+    @property
+    def skips_missing(self) -> bool:
+        """Whether items that are not in the cache are left out."""
+        return self.bad_media == "skip"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_protocol(cls, values: Any) -> Any:
+        """Fill in what the task's protocol prescribes and the user left open."""
+        if isinstance(values, dict) and isinstance(task := values.get("task"), str):
+            return PROTOCOLS.get(task, {}) | values
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.folds < 1:
+            raise ValueError(f"folds must be at least 1, not {self.folds}")
+        return self

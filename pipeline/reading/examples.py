@@ -5,33 +5,24 @@ Unusable rows are errors that name the file and the lines, unless `bad_rows` is 
 
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipeline.data import Example
+from pipeline.errors import DataError
 from pipeline.inputs import TextInput
-from pipeline.reading.config import DataConfig
+from pipeline.reading.config import TextData
 from pipeline.reading.problems import BadRowError, Problems, checked_text, settle
 from pipeline.reading.sources import Source
-from pipeline.reading.tables import DataError, Table
+from pipeline.reading.tables import Table
 
 logger = logging.getLogger(__name__)
-
-
-class Example(NamedTuple):
-    """One row: its inputs (two for a pair encoded separately) and its target."""
-
-    id: str
-    inputs: tuple[TextInput, ...]
-    target: int | float | None
-    """Class index, score, or None where the label is hidden."""
-    group: str | None = None
-    """What it must stay together with, beside equal texts."""
 
 
 class _LeftOutError(Exception):
     """The row is left out on purpose (its value is within `label_margin`)."""
 
 
-def label_names(source: Source, config: DataConfig) -> tuple[str, ...] | None:
+def label_names(source: Source, config: TextData) -> tuple[str, ...] | None:
     """Return the class names in order, None for regression; `source` holds the training rows.
 
     Raises:
@@ -63,7 +54,7 @@ def read_examples(
     source: Source,
     split: str,
     labels: tuple[str, ...] | None,
-    config: DataConfig,
+    config: TextData,
     *,
     may_hide: bool = False,
 ) -> list[Example]:
@@ -122,7 +113,7 @@ def _label_values(source: Source, labels: tuple[str, ...] | None, may_hide: bool
     return values
 
 
-def _group_values(table: Table, split: str, config: DataConfig) -> list[Any]:
+def _group_values(table: Table, split: str, config: TextData) -> list[Any]:
     """Return the group column; all `_NO_GROUP` if there is none, which other files may lack."""
     column = config.group_column
     if column is None or (split != "train" and table.find(column) is None):
@@ -155,7 +146,7 @@ def _inputs(text: Any, pair: Any, is_pair: bool, mode: str) -> tuple[TextInput, 
     return (TextInput(first, second),)
 
 
-def _target(value: Any, labels: tuple[str, ...] | None, config: DataConfig) -> int | float:
+def _target(value: Any, labels: tuple[str, ...] | None, config: TextData) -> int | float:
     name = _plain(value)
     if name is None:
         raise BadRowError("the label is missing")

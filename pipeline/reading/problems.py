@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.reading.tables import DataError
+from pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)
 

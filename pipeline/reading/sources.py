@@ -7,10 +7,10 @@ A folder's splits keep their own names ("train", "validation", "validation_match
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.reading.config import DataConfig
+from pipeline.errors import DataError
+from pipeline.reading.config import TextData
 from pipeline.reading.glue import Columns
 from pipeline.reading.tables import (
-    DataError,
     Table,
     first_line,
     is_datasets_folder,
@@ -40,7 +40,7 @@ class Source:
     columns: Columns
 
 
-def read_sources(config: DataConfig) -> dict[str, Source]:
+def read_sources(config: TextData) -> dict[str, Source]:
     """Read the tables by split name; an explicit dev or test file replaces the folder's splits.
 
     Raises:
@@ -59,7 +59,7 @@ def read_sources(config: DataConfig) -> dict[str, Source]:
     return sources
 
 
-def _read(path: Path, config: DataConfig, *, only: str) -> dict[str, Source]:
+def _read(path: Path, config: TextData, *, only: str) -> dict[str, Source]:
     if not path.is_dir():
         return {only: _file(path, config)}
     if is_datasets_folder(path):
@@ -85,7 +85,7 @@ def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _file(path: Path, config: DataConfig) -> Source:
+def _file(path: Path, config: TextData) -> Source:
     header = config.header
     preset = config.preset
     if preset is not None and config.text is None and path.suffix in (".tsv", ".txt"):
@@ -98,7 +98,7 @@ def _file(path: Path, config: DataConfig) -> Source:
     return Source(table=table, columns=_columns(table.columns, config))
 
 
-def _columns(present: tuple[str, ...], config: DataConfig) -> Columns:
+def _columns(present: tuple[str, ...], config: TextData) -> Columns:
     """Choose the columns: the configured ones, else the task's layout that fits the file."""
     if config.preset is None:
         return Columns(

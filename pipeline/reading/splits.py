@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.reading.config import DataConfig
-from pipeline.reading.examples import Example
+from pipeline.data import Example, clusters
+from pipeline.errors import DataError
+from pipeline.reading.config import TextData
 from pipeline.reading.glue import SplitRule
-from pipeline.reading.tables import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ LARGE_TASK_DEV = 1000
 Splits = dict[str, list[Example]]
 
 
-def assign_splits(rows: Mapping[str, list[Example]], config: DataConfig) -> Splits:
+def assign_splits(rows: Mapping[str, list[Example]], config: TextData) -> Splits:
     """Return the splits "train", "dev" and, where there is one, "test".
 
     Raises:
@@ -41,7 +41,7 @@ def assign_splits(rows: Mapping[str, list[Example]], config: DataConfig) -> Spli
     return splits
 
 
-def _assign(rows: Splits, config: DataConfig) -> Splits:
+def _assign(rows: Splits, config: TextData) -> Splits:
     train = rows["train"]
     dev = rows.get("dev") or rows.get("validation") or rows.get("validation_mismatched")
     test = rows.get("test")
@@ -69,7 +69,7 @@ def _by_rule(rule: SplitRule, rows: Splits, dev: list[Example], seed: int) -> Sp
 
 
 def _with_test(
-    train: list[Example], dev: list[Example] | None, test: list[Example], config: DataConfig
+    train: list[Example], dev: list[Example] | None, test: list[Example], config: TextData
 ) -> Splits:
     """Keep `test`; split dev off the training rows if there is none."""
     if not dev:
@@ -101,31 +101,6 @@ def split_examples(
         for number, members in enumerate(deal(classes[name], shares, random)):
             chosen[number] += members
     return [[examples[index] for index in sorted(part)] for part in chosen]
-
-
-def clusters(examples: Sequence[Example]) -> list[int]:
-    """Return a number for each example [n]; those of equal text or equal group have one number.
-
-    Texts and groups chain: if a text is in two groups, these are one cluster.
-    """
-    texts: dict[object, int] = {}
-    numbers = [texts.setdefault(example.inputs, len(texts)) for example in examples]
-    groups: dict[str, int] = {}
-    edges = [
-        (number, len(texts) + groups.setdefault(example.group, len(groups)))
-        for number, example in zip(numbers, examples, strict=True)
-        if example.group is not None
-    ]
-    if not edges:
-        return numbers
-    from scipy.sparse import coo_array  # noqa: PLC0415 (slow to import)
-    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
-
-    size = len(texts) + len(groups)
-    rows, columns = np.array(edges).T
-    graph = coo_array((np.ones(len(edges), np.int8), (rows, columns)), shape=(size, size))
-    _, found = connected_components(graph, directed=False)
-    return [int(found[number]) for number in numbers]
 
 
 def deal(

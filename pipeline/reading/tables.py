@@ -13,15 +13,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.errors import PipelineError
-
-EncodingErrors = Literal["strict", "replace"]
-
-
-class DataError(PipelineError, ValueError):
-    """The examples cannot be used; the message names the file, the lines and the way out."""
+from pipeline.data import EncodingErrors
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,87 +1,170 @@
-"""What a task family is: loss, decoding, metrics; and the registry of the families.
+"""What a task is: targets, their loss, and the judgement of a split's outputs.
 
-A family is a small class registered in `FAMILIES` beside its definition; adding one is a file and
-a row. B examples, C outputs of the model.
+A task family is a file; a system says which one it has. It never sees a cache, a tower or a file.
+n examples of a split, b of a batch, C outputs.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import Dataset, Example
-from pipeline.tasks.metrics import check_metrics
+from pipeline.data import Examples, Ints
+from unipt import Outputs
+
+__all__ = ["Judged", "Moment", "PerExample", "Probe", "Targets", "Task"]
+
+
+class Moment(NamedTuple):
+    """Where a training is: epoch and batch from 0, and the batches of an epoch."""
+
+    epoch: int
+    batch: int
+    batches: int
+
+
+class Targets(Protocol):
+    """The targets of a split's examples."""
+
+    def batch(self, index: Tensor) -> Any:
+        """Return what `Task.loss` takes of the examples at these positions, [b]."""
+
+
+class Judged(Protocol):
+    """A split's outputs beside its targets, which can be scored on any choice of its units."""
+
+    unit: str
+    """What a unit is, in the plural: "examples", "items"."""
+    digits: int
+    """Digits after the point that its metrics are shown with."""
+
+    def __len__(self) -> int:
+        """Number of units, those that a bootstrap draws."""
+
+    def metrics(self, units: Ints | None = None) -> dict[str, float]:
+        """Return the task's metrics on these units (with repetitions), by default on all.
+
+        Empty where the targets are hidden.
+        """
+
+    def extras(self) -> dict[str, float]:
+        """Return figures of the whole split that are not resampled."""
+
+    def records(self) -> Mapping[str, Iterable[dict[str, Any]]]:
+        """Return the records of each predictions file, by the first part of its name."""
+
+
+class Probe(Protocol):
+    """A closed-form or linear model of features, fitted with several strengths."""
+
+    def outputs(self, features: Sequence[Outputs]) -> Sequence[Outputs]:
+        """Return what `Task.judge` takes, given the features of each inference pass."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was chosen, as JSON values."""
 
 
 class Task(Protocol):
-    """How outputs become a loss while training, and predictions afterwards."""
+    """How outputs become a loss while training, and figures and predictions afterwards."""
 
-    kind: str
-    labels: tuple[str, ...] | None
     metrics: tuple[str, ...]
-    """What is reported; the first one chooses the best epoch."""
+    """What is reported; the first one chooses the best epoch and trial."""
 
     @property
-    def num_outputs(self) -> int:
-        """Numbers the model gives for one example, C."""
+    def facts(self) -> dict[str, Any]:
+        """What must be equal for a run to be evaluated or continued, as JSON values."""
 
-    @property
-    def unscale(self) -> tuple[float, float]:
-        """Scale and shift from the trained outputs to the target's units; (1, 0) if the same."""
+    def targets(self, examples: Any, samples: Mapping[str, Ints]) -> Targets:
+        """Return the targets of a split, given each tower's sample of each example, [n].
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean training loss of outputs [B, C] against targets [B]."""
+        Raises:
+            ConfigError: they are hidden.
+        """
 
-    def aims(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return outputs [n, C] for a least-squares fit of targets [n], and each row's weight."""
+    def loss(self, outputs: Outputs, targets: Any, now: Moment) -> Tensor:
+        """Return the mean training loss of a batch."""
 
-    def decode(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
-        """Turn outputs [n, C], in the target's units, into predictions [n]."""
+    def judge(self, outputs: Sequence[Outputs], examples: Any) -> Judged:
+        """Return the judgement of a split's outputs, one for each inference pass."""
 
-    def describe(self, outputs: NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Return one JSON-able prediction a row of outputs [n, C]."""
+    def probes(
+        self,
+        features: Sequence[Outputs],
+        examples: Any,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> Iterable[Probe]:
+        """Yield probes fitted on the features of the training examples, the strongest first.
 
-
-TaskMaker = Callable[..., Task]
-FAMILIES: dict[str, TaskMaker] = {}
-
-
-def register(kind: str) -> Callable[[TaskMaker], TaskMaker]:
-    """Register a task family under `kind`; a second one of the same name is refused."""
-
-    def add(maker: TaskMaker) -> TaskMaker:
-        if kind in FAMILIES:
-            raise ValueError(f"the task family {kind!r} is registered already")
-        FAMILIES[kind] = maker
-        return maker
-
-    return add
+        `chosen`, what `Probe.describe` said, asks for that one alone.
+        """
 
 
-def make_task(
-    dataset: Dataset, *, label_smoothing: float = 0.0, class_weights: str = "none"
-) -> Task:
-    """Build the task of `dataset`; statistics of the targets come from its training rows.
+@dataclass(frozen=True, eq=False)
+class PerExample:
+    """The plain judgement: one target and one prediction an example.
 
-    Raises:
-        ValueError: a metric or option does not fit the family.
+    Attributes:
+        targets: [n]; None where they are hidden.
+        predictions: [n].
+        scorers: each metric's name and function of targets and predictions.
+        described: what the predictions file says of each example.
     """
-    preset = dataset.config.preset
-    metrics = dataset.config.metrics or (preset.metrics if preset else None)
-    if metrics is not None:
-        check_metrics(dataset.kind, metrics)
-    maker = FAMILIES[dataset.kind]
-    return maker(
-        dataset, metrics=metrics, label_smoothing=label_smoothing, class_weights=class_weights
-    )
+
+    targets: NDArray[Any] | None
+    predictions: NDArray[Any]
+    scorers: Mapping[str, Any]
+    described: Sequence[dict[str, Any]]
+    unit: str = "examples"
+    digits: int = 3
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def metrics(self, units: Ints | None = None) -> dict[str, float]:
+        """Return each metric on these examples."""
+        if self.targets is None:
+            return {}
+        rows: Any = slice(None) if units is None else units
+        targets, predictions = self.targets[rows], self.predictions[rows]
+        return {name: float(score(targets, predictions)) for name, score in self.scorers.items()}
+
+    def extras(self) -> dict[str, float]:
+        """There are none."""
+        return {}
+
+    def records(self) -> dict[str, Iterable[dict[str, Any]]]:
+        """Return one record an example."""
+        return {"predictions": self.described}
 
 
-def target_array(examples: Sequence[Example]) -> NDArray[Any] | None:
-    """Return the targets [n] as int64 classes or float64 scores, None if they are hidden."""
-    targets = [example.target for example in examples]
-    if not targets or any(target is None for target in targets):
-        return None
-    dtype = np.int64 if isinstance(targets[0], int) else np.float64
-    return np.asarray(targets, dtype=dtype)
+def described(
+    examples: Examples,
+    targets: Sequence[Any],
+    predictions: Sequence[Mapping[str, Any]],
+    confidence: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
+    """Return one record an example: id, target, prediction, confidence of each layer.
+
+    Args:
+        examples: a `Labelled` split.
+        targets: as they are shown, [n].
+        predictions: [n].
+        confidence: of each tower [n, N]; that of the first one is kept; none for probes.
+    """
+    found: list[Any] = [{}] * len(targets)
+    for trust in confidence.values():
+        found = [{"confidence": row} for row in np.asarray(trust).tolist()]
+        break
+    return [
+        {"id": example.id, "target": target, **prediction, **layers}
+        for example, target, prediction, layers in zip(
+            examples.examples,
+            targets,
+            predictions,
+            found,
+            strict=True,
+        )
+    ]

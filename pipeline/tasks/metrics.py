@@ -1,10 +1,10 @@
-"""Metrics and their bootstrap intervals.
+"""Metrics of one prediction an example, and the bootstrap intervals of every task's metrics.
 
-Each metric is one line in `METRICS`, computed by scikit-learn or scipy. An interval costs
-`resamples` evaluations of the metric: about 1 s for 1,000 resamples of 1,000 rows.
+Each metric is one line, computed by scikit-learn or scipy. An interval costs `resamples`
+evaluations of the metrics: about 1 s for 1,000 resamples of 1,000 rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from pipeline.config import ConfigError
+from pipeline.tasks.base import Judged
 
 Array = NDArray[Any]
 Metric = Callable[[Array, Array], float]
@@ -61,10 +62,6 @@ REGRESSION: dict[str, Metric] = {
     "mae": lambda t, p: float(sk.mean_absolute_error(t, p)),
     "r2": lambda t, p: float(sk.r2_score(t, p)) if len(t) > 1 else 0.0,
 }
-METRICS: dict[str, dict[str, Metric]] = {
-    "classification": CLASSIFICATION,
-    "regression": REGRESSION,
-}
 LOWER_IS_BETTER = frozenset({"mse", "mae"})
 
 
@@ -81,19 +78,13 @@ class Interval:
         return asdict(self)
 
 
-def check_metrics(kind: str, names: Sequence[str]) -> None:
-    """Raise ValueError naming the known metrics of `kind` if one of `names` is not among them."""
-    unknown = [name for name in names if name not in METRICS[kind]]
+def check_metrics(names: Sequence[str], known: Mapping[str, Metric]) -> None:
+    """Raise ConfigError naming the `known` metrics if one of `names` is not among them."""
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(
-            f"unknown metric(s) {', '.join(unknown) or '(none given)'} for {kind}; "
-            f"known: {', '.join(METRICS[kind])}"
+            f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(known)}"
         )
-
-
-def score(kind: str, names: Sequence[str], targets: Array, predictions: Array) -> dict[str, float]:
-    """Compute the metrics `names` of predictions [n] against targets [n]."""
-    return {name: METRICS[kind][name](targets, predictions) for name in names}
 
 
 def better(name: str, new: float, old: float | None) -> bool:
@@ -104,35 +95,30 @@ def better(name: str, new: float, old: float | None) -> bool:
 
 
 def bootstrap(
-    kind: str,
-    names: Sequence[str],
-    targets: Array,
-    predictions: Array,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    judged: Sequence[Judged], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return each metric with its percentile interval over `resamples` draws of the n rows.
+    """Return each metric with its percentile interval over draws of the units.
 
     Args:
-        kind: "classification" or "regression".
-        names: metrics to compute.
-        targets: true classes or scores, [n].
-        predictions: predicted classes or scores, [n].
+        judged: of one model, or of several on the same units for the mean of their metrics.
         resamples: draws with replacement (Efron 1979); 0 gives intervals of no width.
         level: share of the resamples inside the interval.
         seed: seed of the draws.
     """
-    values = score(kind, names, targets, predictions)
-    random = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(resamples):
-        rows = random.integers(0, len(targets), len(targets))
-        for name, value in score(kind, names, targets[rows], predictions[rows]).items():
-            draws[name].append(value)
+    count, random = len(judged[0]), np.random.default_rng(seed)
+
+    def mean(units: NDArray[np.int64] | None) -> dict[str, float]:
+        found = [each.metrics(units) for each in judged]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    values = mean(None)
+    if not values:
+        return {}
+    draws = [mean(random.integers(0, count, count)) for _ in range(resamples)]
     tails = (50 * (1 - level), 50 * (1 + level))
     return {
-        name: Interval(value, *(map(float, np.percentile(draws[name] or [value], tails))))
+        name: Interval(
+            value, *map(float, np.percentile([each[name] for each in draws] or [value], tails))
+        )
         for name, value in values.items()
     }

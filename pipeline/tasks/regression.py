@@ -1,70 +1,107 @@
-"""Regression to one score, trained on standardised targets and reported in the target's units."""
+"""Regression to one score: squared error in units of the training targets' deviation."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data import Dataset
-from pipeline.tasks.base import register, target_array
+from pipeline.config import ConfigError
+from pipeline.data import Ints, Labelled
+from pipeline.tasks.base import Moment, PerExample, described
+from pipeline.tasks.classification import Classes
+from pipeline.tasks.linear import LinearProbe
+from pipeline.tasks.metrics import REGRESSION, check_metrics
+from unipt import Outputs
 
 DEFAULT_METRICS = ("pearson", "spearman", "mse", "mae")
+STRENGTHS = (1e5, 1e4, 1e3, 1e2, 1e1)
+"""Values tried of alpha, the strength of a probe's penalty; strongest first."""
 
 
-@register("regression")
 class Regression:
-    """Mean squared error on (target - mean) / deviation of the training rows.
+    """Mean squared error of outputs in the target's units, over the training targets' variance.
 
     Args:
-        dataset: gives the mean and deviation of its training rows.
+        scores: targets of the training examples, for their mean and deviation.
         metrics: what to report; None takes Pearson, Spearman, MSE and MAE.
-        label_smoothing: must be 0, it has no meaning here.
-        class_weights: must be "none", likewise.
 
     Raises:
-        ValueError: an option of classification was set.
+        ConfigError: an unknown metric.
     """
 
-    kind = "regression"
-    labels: tuple[str, ...] | None = None
     num_outputs = 1
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        metrics: tuple[str, ...] | None = None,
-        label_smoothing: float = 0.0,
-        class_weights: str = "none",
-    ) -> None:
-        if label_smoothing or class_weights != "none":
-            raise ValueError("label_smoothing and class_weights are options of classification")
-        self.metrics = metrics or DEFAULT_METRICS
-        targets = target_array(dataset.examples("train"))
-        self.mean = 0.0 if targets is None else float(targets.mean())
-        deviation = 0.0 if targets is None else float(targets.std())
-        self.deviation = deviation if deviation > 0 else 1.0
+    def __init__(self, scores: Sequence[float], *, metrics: Sequence[str] | None = None) -> None:
+        self.metrics = tuple(metrics or DEFAULT_METRICS)
+        check_metrics(self.metrics, REGRESSION)
+        values = np.asarray(scores, np.float64)
+        self.mean = float(values.mean()) if len(values) else 0.0
+        self.deviation = (float(values.std()) if len(values) else 0.0) or 1.0
 
     @property
-    def unscale(self) -> tuple[float, float]:
-        """Deviation and mean of the training targets."""
-        return self.deviation, self.mean
+    def facts(self) -> dict[str, Any]:
+        """There are no classes."""
+        return {"labels": None}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean squared error of outputs [B, 1] against standardised scores [B]."""
+    def targets(self, examples: Labelled, samples: Mapping[str, Ints]) -> Classes:
+        """Return the score of each example."""
+        return Classes(torch.from_numpy(scores_of(examples)))
+
+    def loss(self, outputs: Outputs, targets: Tensor, now: Moment) -> Tensor:
+        """Return the mean squared error of outputs [b, 1] against scores [b]."""
+        found = outputs.values["logits"].float().squeeze(1)
         wanted = (targets - self.mean) / self.deviation
-        return F.mse_loss(outputs.float().squeeze(1), wanted.float())
+        return F.mse_loss((found - self.mean) / self.deviation, wanted.float().to(found.device))
 
-    def aims(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def wanted(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the standardised scores, [n, 1]."""
         return ((targets - self.mean) / self.deviation).float()[:, None], None
 
-    def decode(self, outputs: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the scores [n]."""
-        return outputs[:, 0].astype(np.float64)
+    def judge(self, outputs: Sequence[Outputs], examples: Labelled) -> PerExample:
+        """Return the judgement of outputs [n, 1]."""
+        (found,) = outputs
+        predictions = found.values["logits"][:, 0].double().numpy()
+        return PerExample(
+            targets=None if examples.targets is None else scores_of(examples),
+            predictions=predictions,
+            scorers={name: REGRESSION[name] for name in self.metrics},
+            described=described(
+                examples,
+                [example.target for example in examples.examples],
+                [{"score": float(value)} for value in predictions],
+                found.confidence,
+            ),
+        )
 
-    def describe(self, outputs: NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Return the score of each row."""
-        return [{"score": float(value)} for value in outputs[:, 0]]
+    def probes(
+        self,
+        features: Sequence[Outputs],
+        examples: Labelled,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> Iterable[LinearProbe]:
+        """Yield ridge regressions of several strengths on standardised features."""
+        from sklearn.linear_model import Ridge  # noqa: PLC0415 (slow to import)
+
+        for strength in STRENGTHS if chosen is None else (chosen["strength"],):
+            model = Ridge(alpha=strength)
+            yield LinearProbe.fit(model, strength, features, scores_of(examples), _scores)
+
+
+def _scores(model: Any, rows: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.asarray(model.predict(rows)))[:, None]
+
+
+def scores_of(examples: Labelled) -> NDArray[np.float64]:
+    """Return the score of each example, [n].
+
+    Raises:
+        ConfigError: some are hidden.
+    """
+    targets = examples.targets
+    if targets is None:
+        raise ConfigError("these examples have no targets to train on or to compare with")
+    return np.asarray(targets, np.float64)

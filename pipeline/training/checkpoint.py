@@ -4,9 +4,11 @@ A checkpoint is one atomic file, readable with `torch.load(weights_only=True)`. 
 copies of the weights (weights, two moments, best), five with EMA.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,37 @@ class Progress:
     """Whether early stopping ended the training."""
 
 
+@dataclass
+class RandomState:
+    """The state of torch's random generators, of the CPU and of every CUDA device."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def take(cls) -> Self:
+        """Return the present state."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(torch.get_rng_state(), cuda)
+
+    def give(self) -> None:
+        """Make this the state of torch's generators."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self.cuda)
+
+    @contextlib.contextmanager
+    def within(self, wanted: bool = True) -> Iterator[None]:
+        """Draw from this state inside the `with`, if it is wanted; what is left is kept here."""
+        if not wanted:
+            yield
+            return
+        self.give()
+        yield
+        left = self.take()
+        self.cpu, self.cuda = left.cpu, left.cuda
+
+
 def save_checkpoint(
     path: Path,
     *,
@@ -49,6 +82,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
+    random: RandomState,
 ) -> None:
     """Replace the checkpoint at `path` atomically.
 
@@ -59,6 +93,7 @@ def save_checkpoint(
         model: its weights, at this point.
         optimizer: its moments.
         average: the EMA of the weights, if one is kept.
+        random: what its next step draws from.
     """
     state = {
         "format": FORMAT,
@@ -67,8 +102,8 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": random.cpu,
+        "random_cuda": random.cuda,
     }
     write_with(path, lambda file: torch.save(state, file))
 
@@ -90,13 +125,17 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
-) -> Progress:
-    """Put the state of `read_checkpoint` back, the random generators included."""
+) -> tuple[Progress, RandomState]:
+    """Put the state of `read_checkpoint` back, the random generators' included."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if average is not None:
         average.load(state["average"])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
+    random = RandomState(state["random"], state["random_cuda"])
+    random.give()
+    return progress_of(state), random
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """Return where the training of a state of `read_checkpoint` stood."""
     return Progress(**state["progress"])

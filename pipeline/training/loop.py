@@ -1,19 +1,20 @@
-"""The training loop of every task: steps, checkpoints, EMA, early stopping, curves.
+"""The training loop of every system: steps, checkpoints, EMA, early stopping.
 
-It knows no data and no model: a `Job` brings batches, their loss, and the score of the dev split.
-Memory: the weights, about four copies (five with EMA). A step costs what the job's loss costs,
-forward and backward.
+It knows no data and no model: a `Job` brings a model, its loss of a batch, and the score of dev.
+Several trainings that want the same batches go through them together, one reading for all; each has
+its own weights, rates, average and random numbers, and comes out as it would alone.
+Memory: the weights of each training, about four copies (five with EMA). A step costs what the job's
+loss costs, forward and backward.
 
 An interrupted training goes on from its last checkpoint, bit for bit on a CPU; see
 `pipeline.training.checkpoint`.
 """
 
 import contextlib
-import importlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,20 +24,34 @@ from torch import Tensor, nn
 
 from pipeline.console import duration
 from pipeline.errors import PipelineError
-from pipeline.run import CHECKPOINT, CURVES, RunError
+from pipeline.run import RunError
+from pipeline.systems.config import LoopConfig
+from pipeline.tasks.base import Moment
 from pipeline.tasks.metrics import better
-from pipeline.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
-from pipeline.training.config import LoopConfig
+from pipeline.training.checkpoint import (
+    Progress,
+    RandomState,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from pipeline.training.ema import WeightAverage, copy_weights
-from pipeline.training.files import write_lines
 from pipeline.training.schedule import rate_factor
+
+__all__ = [
+    "Batches",
+    "Diverged",
+    "Job",
+    "ProgressCallback",
+    "TrainProgress",
+    "Training",
+    "train_epochs",
+]
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 4
 """Dev metrics on the line of progress."""
-
-
 NEVER_FINITE = "no epoch gave a finite dev metric; lower lr, or look at metrics.jsonl"
 
 
@@ -52,37 +67,24 @@ class Diverged(PipelineError, ArithmeticError):  # noqa: N818 (reads as what hap
         self.reason = reason
 
 
-class BatchOf(Protocol):
-    """A minibatch: all the loop looks at is how many examples it has."""
-
-    @property
-    def index(self) -> Tensor:
-        """Positions of its examples, [b]."""
-
-
 class Batches(Protocol):
-    """Minibatches of every epoch, the same ones for the same number: `cache.Loader` and such."""
-
-    @property
-    def tier_reason(self) -> str:
-        """Where the batches come from, and why."""
+    """Minibatches of every epoch, the same ones for the same number: a loader of `cache`."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Any]:
-        """Yield the batches (`BatchOf`) of an epoch, from `start_batch` on."""
+        """Yield the batches of an epoch, from `start_batch` on; each has an `index` [b]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one task brings to the loop."""
+    """What one training brings to the loop."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: Batches
-    loss_of: Callable[[Any, Progress], Tensor]
-    """The loss of a batch, a scalar; `Progress` says in which epoch and where in it."""
+    loss_of: Callable[[Any, Moment], Tensor]
+    """The loss of a batch, a scalar."""
     score_dev: Callable[[], dict[str, float]]
     """Metrics of the dev split with the model as it is; empty if there is no such split."""
     metric: str
@@ -100,6 +102,7 @@ class TrainProgress(NamedTuple):
     dev: dict[str, float]
     rate: float
     eta: float
+    trainings: int = 1
 
     def describe(self) -> str:
         """Return one line: epoch, batch, loss, dev metrics, examples a second, time left."""
@@ -111,138 +114,187 @@ class TrainProgress(NamedTuple):
         )
 
 
-ProgressCallback = Callable[[TrainProgress], None]
+ProgressCallback = Callable[[TrainProgress], Any]
 
 
-def run_loop(
-    config: LoopConfig,
-    job: Job,
-    *,
-    identity: str,
-    progress: ProgressCallback | None = None,
-) -> Progress:
-    """Train `job`, from its fresh weights or from the checkpoint in `config.out`, to the end.
+class Training:
+    """One training as it goes, from its fresh weights or from a checkpoint.
 
     Args:
-        config: epochs, rates, stopping, and the run folder that takes checkpoints and curves.
-        job: model, optimizer, batches and loss.
-        identity: what must be equal for a checkpoint to be continued, as text.
-        progress: called after each step.
-
-    Returns:
-        Where the training ended, with the weights of its best epoch.
-
-    Raises:
-        RunError: the checkpoint is another training's.
-        Diverged: the loss is not finite, or no epoch gave a finite dev metric.
-    """
-    logger.info("batches from %s", job.batches.tier_reason)
-    return run_stretch(
-        config,
-        job,
-        config.out / CHECKPOINT,
-        identity=identity,
-        until=config.epochs,
-        after_epoch=lambda now: _write_curves(config, now),
-        progress=progress,
-    )
-
-
-def run_stretch(
-    config: LoopConfig,
-    job: Job,
-    checkpoint: Path,
-    *,
-    identity: str,
-    until: int,
-    start: Path | None = None,
-    after_epoch: Callable[[Progress], None] | None = None,
-    progress: ProgressCallback | None = None,
-) -> Progress:
-    """Train `job` up to an epoch: stretch by stretch it comes to what `run_loop` gives.
-
-    Args:
-        config: as in `run_loop`; its epochs, not `until`, give the schedule.
-        job: as in `run_loop`.
+        config: epochs, rates, stopping.
+        job: model, optimizer and loss.
+        batches: of an epoch.
         checkpoint: file that takes the checkpoints; where there is one, it is continued.
-        identity: as in `run_loop`.
-        until: epochs to reach.
+        identity: what must be equal for a checkpoint to be continued, as text.
         start: checkpoint to begin from where `checkpoint` has none; None for the fresh weights.
         after_epoch: called after each epoch, before its checkpoint.
-        progress: called after each step.
 
-    Returns:
-        Where the training stands.
+    Attributes:
+        now: where it stands.
+        failed: why it cannot go on; None if it can.
 
     Raises:
         RunError: a checkpoint is another training's.
-        Diverged: the loss is not finite, or the training ended without a finite dev metric.
     """
-    model, batches = job.model, job.batches
-    average = WeightAverage(model, config.ema) if config.ema else None
-    now = Progress()
-    known = checkpoint if checkpoint.exists() else start
-    if known is not None:
-        now = restore(_read_own(known, identity), model, job.optimizer, average)
-        logger.info("resumed at epoch %d, batch %d", now.epoch + 1, now.batch)
 
-    def save() -> None:
+    def __init__(
+        self,
+        config: LoopConfig,
+        job: Job,
+        batches: int,
+        checkpoint: Path,
+        *,
+        identity: str,
+        start: Path | None = None,
+        after_epoch: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.config, self.job, self.batches = config, job, batches
+        self.checkpoint, self.identity, self.after_epoch = checkpoint, identity, after_epoch
+        self.average = WeightAverage(job.model, config.ema) if config.ema else None
+        self.now = Progress()
+        self.failed: Diverged | None = None
+        self.random = RandomState.take()
+        known = checkpoint if checkpoint.exists() else start
+        if known is not None:
+            state = read_checkpoint(known)
+            if state["identity"] != identity:
+                raise RunError(
+                    f"{known} belongs to a training of another configuration, cache or data; "
+                    "choose another out folder, or remove it"
+                )
+            self.now, self.random = restore(state, job.model, job.optimizer, self.average)
+            logger.info("resumed at epoch %d, batch %d", self.now.epoch + 1, self.now.batch)
+        job.model.train()
+
+    def goes_on(self, until: int) -> bool:
+        """Whether it is to train before it has had `until` epochs."""
+        ended = self.now.stopped or self.now.epoch >= min(until, self.config.epochs)
+        return not ended and self.failed is None
+
+    def step(self, batch: Any) -> None:
+        """Take one optimizer step and count it."""
+        config, job, now = self.config, self.job, self.now
+        rate = learning_rate(config, now.step, config.epochs * self.batches)
+        for group in job.optimizer.param_groups:
+            group["lr"] = rate
+        loss = job.loss_of(batch, Moment(now.epoch, now.batch, self.batches))
+        job.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), config.clip or math.inf)
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
+            self.failed = self._diverged(value, norm.item())
+            return
+        job.optimizer.step()
+        if self.average is not None:
+            self.average.update(job.model)
+        now.step, now.batch = now.step + 1, now.batch + 1
+        now.loss_sum += value * len(batch.index)
+        now.loss_count += len(batch.index)
+
+    def end_epoch(self, seconds: float) -> None:
+        """Score dev, keep the weights of the best epoch, and go on to the next, or stop.
+
+        Args:
+            seconds: that the epoch's steps took.
+        """
+        now, model = self.now, self.job.model
+        started = time.perf_counter()
+        with self.average.applied(model) if self.average else contextlib.nullcontext():
+            dev = self.job.score_dev()
+            if not dev or better(self.job.metric, dev[self.job.metric], now.best_value):
+                now.best_epoch, now.best_value = now.epoch, dev.get(self.job.metric)
+                now.best_weights = copy_weights(model)
+        now.history.append(
+            {
+                "epoch": now.epoch + 1,
+                "step": now.step,
+                "loss": now.loss_sum / max(1, now.loss_count),
+                "dev": dev,
+                "lr": self.job.optimizer.param_groups[0]["lr"],
+                "seconds": seconds + time.perf_counter() - started,
+            }
+        )
+        waited = now.epoch - (now.best_epoch if now.best_epoch is not None else -1)
+        now.stopped = self.config.patience is not None and waited >= self.config.patience
+        now.epoch, now.batch, now.loss_sum, now.loss_count = now.epoch + 1, 0, 0.0, 0
+        if now.best_epoch is None and not self.goes_on(self.config.epochs):
+            self.failed = Diverged(NEVER_FINITE)
+        if self.after_epoch is not None:
+            self.after_epoch(now)
+
+    def save(self) -> None:
+        """Replace the checkpoint."""
         save_checkpoint(
-            checkpoint,
-            identity=identity,
-            progress=now,
-            model=model,
-            optimizer=job.optimizer,
-            average=average,
+            self.checkpoint,
+            identity=self.identity,
+            progress=self.now,
+            model=self.job.model,
+            optimizer=self.job.optimizer,
+            average=self.average,
+            random=self.random,
         )
 
-    meter = _Meter(config, len(batches), progress)
-    model.train()
-    while now.epoch < min(until, config.epochs) and not now.stopped:
-        started = time.perf_counter()
-        for batch in batches.epoch(now.epoch, start_batch=now.batch):
-            _step(config, job, batch, now, checkpoint)
-            if average is not None:
-                average.update(model)
-            if config.checkpoint_steps and now.step % config.checkpoint_steps == 0:
-                save()
-            meter.step(now, len(batch.index))
-        with average.applied(model) if average is not None else contextlib.nullcontext():
-            dev = job.score_dev()
-            end_epoch(
-                config,
-                now,
-                dev,
-                job.metric,
-                weights=lambda: copy_weights(model),
-                lr=job.optimizer.param_groups[0]["lr"],
-                seconds=time.perf_counter() - started,
-            )
-        if after_epoch is not None:
-            after_epoch(now)
-        save()
-    if now.best_epoch is None and (now.stopped or now.epoch >= config.epochs):
-        raise Diverged(NEVER_FINITE)
-    return now
+    def _diverged(self, loss: float, norm: float) -> Diverged:
+        config, now = self.config, self.now
+        return Diverged(
+            f"the training diverged at epoch {now.epoch + 1}, step {now.step + 1}: loss {loss}, "
+            f"gradient norm {norm}. Lower lr (now {config.lr}), raise warmup (now "
+            f"{config.warmup}), set clip (now {config.clip}), or use precision float32",
+            f"then train into a new folder, or remove {self.checkpoint}",
+        )
 
 
-def _step(config: LoopConfig, job: Job, batch: BatchOf, now: Progress, checkpoint: Path) -> None:
-    """Take one optimizer step and count it."""
-    _set_rate(job.optimizer, config, now.step, config.epochs * len(job.batches))
-    loss = job.loss_of(batch, now)
-    job.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), config.clip or math.inf)
-    _check_finite(config, loss, norm, now, checkpoint)
-    job.optimizer.step()
-    now.step, now.batch = now.step + 1, now.batch + 1
-    now.loss_sum += loss.item() * len(batch.index)
-    now.loss_count += len(batch.index)
+def train_epochs(
+    trainings: Sequence[Training],
+    batches: Batches,
+    *,
+    until: int,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Train to an epoch, each training or until it fails or stops; from stretch to stretch the same.
+
+    One alone writes its checkpoint after each epoch and within it; several write theirs at the end.
+
+    Args:
+        trainings: that want the same batches.
+        batches: of every epoch.
+        until: epochs to reach; their own `epochs` give the schedules.
+        progress: called after each step of all.
+    """
+    alone = len(trainings) == 1
+    meter = _Meter(batches, progress)
+    while going := [each for each in trainings if each.goes_on(until)]:
+        epoch = min(each.now.epoch for each in going)
+        here = [each for each in going if each.now.epoch == epoch]
+        started, first = time.perf_counter(), min(each.now.batch for each in here)
+        for place, batch in enumerate(batches.epoch(epoch, start_batch=first), first):
+            for each in here:
+                if each.failed is None and place >= each.now.batch:
+                    with each.random.within(len(here) > 1):
+                        each.step(batch)
+            every = here[0].config.checkpoint_steps
+            if alone and every and here[0].now.step % every == 0 and here[0].failed is None:
+                _save(here[0])
+            meter.step(here, len(batch.index))
+            if all(each.failed for each in here):
+                break
+        seconds = (time.perf_counter() - started) / len(here)
+        for each in here:
+            if each.failed is None:
+                with each.random.within(len(here) > 1):
+                    each.end_epoch(seconds)
+                if alone:
+                    _save(each)
+    if not alone:
+        for each in trainings:
+            each.save()
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: LoopConfig, step: int, total: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step, total)
+def _save(training: Training) -> None:
+    """Write the checkpoint of a training that uses torch's own random numbers."""
+    training.random = RandomState.take()
+    training.save()
 
 
 def learning_rate(config: LoopConfig, step: int, total: int) -> float:
@@ -252,121 +304,34 @@ def learning_rate(config: LoopConfig, step: int, total: int) -> float:
     )
 
 
-def _check_finite(
-    config: LoopConfig, loss: Tensor, norm: Tensor, now: Progress, checkpoint: Path
-) -> None:
-    if math.isfinite(loss.item()) and math.isfinite(norm.item()):
-        return
-    raise Diverged(
-        describe_divergence(config, now.epoch, now.step, loss.item(), norm.item()),
-        f"then train into a new folder, or remove {checkpoint}",
-    )
-
-
-def describe_divergence(config: LoopConfig, epoch: int, step: int, loss: float, norm: float) -> str:
-    """Say at which step (epoch and step from 0) a training diverged, and what may help."""
-    return (
-        f"the training diverged at epoch {epoch + 1}, step {step + 1}: loss {loss}, gradient norm "
-        f"{norm}. Lower lr (now {config.lr}), raise warmup (now {config.warmup}), set clip (now "
-        f"{config.clip}), or use precision float32"
-    )
-
-
-def end_epoch(
-    config: LoopConfig,
-    now: Progress,
-    dev: dict[str, float],
-    metric: str,
-    *,
-    weights: Callable[[], dict[str, Tensor]],
-    lr: float,
-    seconds: float,
-) -> None:
-    """Keep the weights of the best epoch, record this one and go on to the next, or stop.
-
-    Args:
-        config: patience.
-        now: standing at the end of the epoch; moved on.
-        dev: metrics of the dev split; without any, the last epoch is the best one.
-        metric: the one that chooses.
-        weights: gives a copy of the weights that `dev` was scored with.
-        lr: rate of the last step.
-        seconds: that the epoch took.
-    """
-    if not dev or better(metric, dev[metric], now.best_value):
-        now.best_epoch, now.best_value = now.epoch, dev.get(metric)
-        now.best_weights = weights()
-    now.history.append(
-        {
-            "epoch": now.epoch + 1,
-            "step": now.step,
-            "loss": now.loss_sum / max(1, now.loss_count),
-            "dev": dev,
-            "lr": lr,
-            "seconds": seconds,
-        }
-    )
-    waited = now.epoch - (now.best_epoch if now.best_epoch is not None else -1)
-    now.stopped = config.patience is not None and waited >= config.patience
-    now.epoch, now.batch, now.loss_sum, now.loss_count = now.epoch + 1, 0, 0.0, 0
-
-
-def _write_curves(config: LoopConfig, now: Progress) -> None:
-    write_lines(config.out / CURVES, now.history)
-    if config.tensorboard:
-        _write_tensorboard(config.out / "tensorboard", now.history[-1])
-
-
-def _read_own(path: Path, own: str) -> dict[str, Any]:
-    state = read_checkpoint(path)
-    if state["identity"] != own:
-        raise RunError(
-            f"{path} belongs to a training of another configuration, cache or data; choose "
-            "another out folder, or remove it"
-        )
-    return state
-
-
-def _write_tensorboard(folder: Path, record: dict[str, Any]) -> None:
-    try:
-        tensorboard = importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard: true needs the package; pip install 'unipt[tensorboard]'"
-        ) from error
-    with tensorboard.SummaryWriter(str(folder)) as writer:
-        writer.add_scalar("loss", record["loss"], record["step"])
-        writer.add_scalar("lr", record["lr"], record["step"])
-        for name, value in record["dev"].items():
-            writer.add_scalar(f"dev/{name}", value, record["step"])
-
-
 class _Meter:
-    """Counts examples and seconds of this process, and reports them."""
+    """Counts examples and seconds of this process, and reports the first training's progress."""
 
-    def __init__(self, config: LoopConfig, batches: int, report: ProgressCallback | None) -> None:
-        self.config, self.batches, self.report = config, batches, report
+    def __init__(self, batches: Batches, report: ProgressCallback | None) -> None:
+        self.batches, self.report = batches, report
         self.started = time.perf_counter()
-        self.examples = 0
-        self.steps = 0
+        self.examples = self.steps = 0
 
-    def step(self, now: Progress, examples: int) -> None:
-        """Count one step and call the callback."""
+    def step(self, here: Sequence[Training], examples: int) -> None:
+        """Count one batch and call the callback."""
         self.examples += examples
         self.steps += 1
         if self.report is None:
             return
+        first = next((each for each in here if each.failed is None), here[0])
+        now, epochs = first.now, first.config.epochs
         seconds = max(1e-9, time.perf_counter() - self.started)
-        left = max(0, self.config.epochs * self.batches - now.step)
+        left = max(0, epochs * len(self.batches) - now.step)
         self.report(
             TrainProgress(
                 epoch=now.epoch + 1,
-                epochs=self.config.epochs,
+                epochs=epochs,
                 batch=now.batch,
-                batches=self.batches,
-                loss=now.loss_sum / now.loss_count,
+                batches=len(self.batches),
+                loss=now.loss_sum / max(1, now.loss_count),
                 dev=now.history[-1]["dev"] if now.history else {},
                 rate=self.examples / seconds,
                 eta=left * seconds / self.steps,
+                trainings=len(here),
             )
         )

@@ -1,6 +1,6 @@
-"""The end of a training: best weights, predictions and run.json, written in this order.
+"""The end of a training: best weights, records of dev and test, and run.json, in this order.
 
-Cost: one pass of the side classifier over dev and test.
+Cost: one pass of the side model over dev and test.
 """
 
 import dataclasses
@@ -16,15 +16,16 @@ from torch import nn
 from cache import Cache
 from cache.location import absolute
 from pipeline.console import duration
-from pipeline.evaluate import split_metrics, write_predictions
 from pipeline.run import FORMAT, INFO, WEIGHTS, Run, RunError
-from pipeline.training.build import Setup, rescale_outputs, split_outputs
+from pipeline.systems import Setup
+from pipeline.systems.config import TrainConfig
 from pipeline.training.checkpoint import Progress
-from pipeline.training.config import TrainConfig
 from pipeline.training.ema import copy_weights
 from pipeline.training.files import write_json, write_with
-from pipeline.training.memory import add_memory
-from unipt import SideClassifier
+from pipeline.training.judge import judge_split, write_records
+from unipt import SideModel
+
+__all__ = ["RunResult", "finish", "reuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,6 @@ class RunResult:
             f"{split} {name} {value:.3f}"
             for split, metrics in self.metrics.items()
             for name, value in metrics.items()
-            if not name.endswith("_rank")
         ]
         return "\n".join(
             (
@@ -76,79 +76,52 @@ class RunResult:
 def finish(
     config: TrainConfig,
     setup: Setup,
-    model: SideClassifier,
+    model: SideModel,
     now: Progress,
     *,
     identity: str,
     tier: str,
 ) -> RunResult:
-    """Write the best weights, the predictions of dev and test, and run.json last.
+    """Write the best weights, the records of dev and test, and run.json last.
 
     Args:
         config: of the training.
-        setup: its data and cache.
-        model: takes the best weights; written with outputs in the target's units, and with a memory
-            where the config asks for one.
+        setup: its data and caches.
+        model: takes the best weights.
         now: the finished training's progress, with a best epoch.
         identity: what must be equal for the run to be the same.
         tier: where the batches came from, and why.
     """
     model.load_state_dict(now.best_weights)
-    memory_weight = None
-    if config.memory_keys:
-        model, memory_weight = add_memory(config, setup, model.to(setup.device))
-    scale, shift = setup.task.unscale
-    if (scale, shift) != (1.0, 0.0):
-        rescale_outputs(model, scale, shift)
-    save_weights(config.out, model)
-    return write_run(
-        config.out,
-        model,
-        now,
-        metrics=_predict(config, setup, model.to(setup.device)),
-        tier=tier,
-        info=_info(config, setup, model) | {"identity": identity, "memory_weight": memory_weight},
-    )
-
-
-def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write a model's weights into a run folder; the model is on the CPU afterwards."""
-    weights = {name: value.contiguous() for name, value in copy_weights(model.cpu()).items()}
-    write_with(folder / WEIGHTS, lambda file: save_file(weights, file))
-
-
-def write_run(
-    folder: Path,
-    model: nn.Module,
-    now: Progress,
-    *,
-    metrics: dict[str, dict[str, float]],
-    tier: str,
-    info: dict[str, Any],
-) -> RunResult:
-    """Write run.json, the last file of a run, and return what it says.
-
-    Args:
-        folder: of the run.
-        model: for the count of its trained numbers.
-        now: the finished training's progress, with a best epoch.
-        metrics: of each split, at the best epoch.
-        tier: where the batches came from, and why.
-        info: everything else that run.json holds.
-    """
+    whole, said = setup.system.finish(model.to(setup.device), config, setup)
+    weights = {name: value.contiguous() for name, value in copy_weights(whole.cpu()).items()}
+    write_with(config.out / WEIGHTS, lambda file: save_file(weights, file))
+    whole = whole.to(setup.device)
+    metrics = {}
+    for split in (name for name in setup.splits if name != "train"):
+        judged = judge_split(setup, whole, split, batch_size=config.batch_size)
+        write_records(config.out, split, judged)
+        if found := judged.metrics():
+            metrics[split] = found
     result = RunResult(
-        path=folder,
+        path=config.out,
         metrics=metrics,
         best_epoch=1 + (now.best_epoch or 0),
         epochs=now.epoch,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=trained_parameters(whole),
         seconds=sum(record["seconds"] for record in now.history),
         tier=tier,
     )
     fields = {key: value for key, value in result.to_dict().items() if key != "path"}
     general = {"format": FORMAT, "history": now.history, "versions": _versions()}
-    write_json(folder / INFO, general | info | fields)
+    own = _info(config, setup, whole) | said | {"identity": identity}
+    write_json(config.out / INFO, general | own | fields)
     return result
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """Return how many numbers of a model are trained."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
 def _versions() -> dict[str, str]:
@@ -165,30 +138,20 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
     }
 
 
-def _predict(
-    config: TrainConfig, setup: Setup, model: SideClassifier
-) -> dict[str, dict[str, float]]:
-    metrics: dict[str, dict[str, float]] = {}
-    for split in (name for name in setup.splits if name != "train"):
-        located = setup.splits[split]
-        outputs = split_outputs(model, setup, split, config.batch_size)
-        write_predictions(config.out, split, setup.task, located, outputs)
-        if located.targets is not None:
-            metrics[split] = split_metrics(setup.task, outputs.logits, located.targets)
-    return metrics
-
-
-def _info(config: TrainConfig, setup: Setup, model: SideClassifier) -> dict[str, Any]:
+def _info(config: TrainConfig, setup: Setup, model: SideModel) -> dict[str, Any]:
     return {
-        "kind": setup.task.kind,
+        "task": config.data.task,
         "config": config.model_dump(mode="json"),
         "model": model.config,
-        "task": setup.task.kind,
         "task_metrics": list(setup.task.metrics),
-        "labels": None if setup.task.labels is None else list(setup.task.labels),
-        "taps": list(setup.tap_names),
-        "cache": describe_cache(setup.cache),
-        "examples": {split: len(rows) for split, rows in setup.dataset.splits.items()},
+        "facts": setup.task.facts,
+        "towers": {
+            name: {"taps": list(setup.taps[name].names), "cache": describe_cache(cache)}
+            for name, cache in setup.caches.items()
+        },
+        "examples": {
+            split: dict(located.examples.counts) for split, located in setup.splits.items()
+        },
         "seed": config.seed,
         "device": str(setup.device),
     }

@@ -1,9 +1,8 @@
 """Learning-rate schedules: a factor of the peak rate for each optimizer step."""
 
 import math
-from typing import Literal
 
-Schedule = Literal["cosine", "linear", "step", "constant"]
+from pipeline.systems.config import Schedule
 
 
 def rate_factor(

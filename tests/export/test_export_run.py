@@ -21,7 +21,7 @@ from pipeline.fused.build import ExportError
 from pipeline.fused.loading import load_retrieval as load_retrieval_model
 from pipeline.index import IndexConfig, build_index
 from pipeline.predict import Predictor
-from pipeline.retrieval.data import RetrievalData, load_retrieval
+from pipeline.retrieval.data import CaptionData, load_retrieval
 from pipeline.retrieval.train import RetrievalTrainConfig, train_retrieval
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
@@ -111,7 +111,7 @@ def cached_towers(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     rows = [f"{name},the {words[i % 5]} is {'not ' * (i // 5)}good" for i, name in enumerate(names)]
     table = folder / "captions.csv"
     table.write_text("image,caption\n" + "\n".join(rows) + "\n")
-    data = RetrievalData(train=table, media=places["media"], fractions=(0.6, 0.2, 0.2))
+    data = CaptionData(train=table, media=places["media"], fractions=(0.6, 0.2, 0.2))
     dataset = load_retrieval(data)
     text = load_backbone(str(places["text"]))
     seer = load_backbone(str(weights), architecture="efficientnet_lite0", image_size=32)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.retrieval.data import RetrievalData, RetrievalDataset, RetrievalSplit, load_retrieval
+from pipeline.retrieval.data import CaptionData, RetrievalDataset, RetrievalSplit, load_retrieval
 
 
 def load(**values: Any) -> RetrievalDataset:
-    return load_retrieval(RetrievalData.build(values))
+    return load_retrieval(CaptionData.build(values))
 
 
 def touch(folder: Path, *names: str) -> Path:

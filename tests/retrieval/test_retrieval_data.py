@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.inputs import ImageInput, TextInput, VideoInput
 from pipeline.reading.tables import DataError
 from pipeline.retrieval.data import (
-    RetrievalData,
+    CaptionData,
 )
 
 
@@ -344,20 +344,20 @@ def test_a_link_inside_the_folder_is_followed(pictures: Path, tmp_path: Path) ->
 
 def test_configs_are_checked_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        RetrievalData.build({"train": "x", "fractions": (0.5, 0.1, 0.1), "folds": 0})
+        CaptionData.build({"train": "x", "fractions": (0.5, 0.1, 0.1), "folds": 0})
     assert "sum to 1" in str(caught.value)
     assert "folds must be at least 1" in str(caught.value)
 
 
 def test_published_protocols_are_defaults() -> None:
     made = {
-        task: RetrievalData(task=task, train=Path("x"))
+        task: CaptionData(task=task, train=Path("x"))
         for task in ("retrieval", "flickr30k", "coco", "msrvtt", "msvd")
     }
     assert {task: data.folds for task, data in made.items() if data.folds > 1} == {"coco": 5}
     over = {task for task, data in made.items() if data.m2t_over == "items"}
     assert over == {"msvd"}
-    assert RetrievalData(task="coco", train=Path("x"), folds=1).folds == 1
+    assert CaptionData(task="coco", train=Path("x"), folds=1).folds == 1
 
 
 # --- documentation

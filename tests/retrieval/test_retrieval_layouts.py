@@ -12,12 +12,12 @@ import pytest
 from datakit import load, pairs, touch
 
 from pipeline.inputs import VideoInput
-from pipeline.reading.retrieval.gather import Gathered
-from pipeline.reading.retrieval.split import assign
+from pipeline.reading.captioned.gather import Gathered
+from pipeline.reading.captioned.split import assign
 from pipeline.reading.tables import DataError
 from pipeline.retrieval.data import (
     MediaItem,
-    RetrievalData,
+    CaptionData,
 )
 
 # --- Flickr30K and COCO
@@ -193,7 +193,7 @@ def test_msrvtt(msrvtt: Path) -> None:
 
 def test_the_dev_part_of_msrvtt_has_497_clips() -> None:
     clips = [Gathered(MediaItem(f"video{i}", Path()), f"video{i}") for i in range(9000)]
-    config = RetrievalData(task="msrvtt", train=Path("x"))
+    config = CaptionData(task="msrvtt", train=Path("x"))
     splits = assign({"train": clips, "test": clips[:1]}, config)
     assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 8503, "dev": 497, "test": 1,

@@ -1,0 +1,1 @@
+"""Files of captions in the layouts that published data sets have, each read into rows."""
