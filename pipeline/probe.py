@@ -104,7 +104,9 @@ def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000)
 
 def _chosen(setup: Setup, train: list[Outputs], dev: list[Outputs]) -> Probe:
     """Return the probe that is best on dev."""
-    metric, best, value = setup.task.metrics[0], None, None
+    metric = setup.task.metrics[0]
+    best: Probe | None = None
+    value: float | None = None
     for each in setup.task.probes(train, setup.splits["train"].examples):
         judged = setup.task.judge(each.outputs(dev), setup.splits["dev"].examples)
         score = judged.metrics()[metric]

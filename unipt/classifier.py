@@ -157,7 +157,7 @@ class SideClassifier(SideModel):
 
 
 def joined(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the vector of one segment as it is, or two, ``[B, P]`` each, compared, ``[B, 4 P]``."""
+    """Return one segment's vector as it is, or two, ``[B, P]`` each, compared, ``[B, 4 P]``."""
     if len(vectors) == 1:
         return vectors[0]
     first, second = vectors

@@ -1,4 +1,4 @@
-"""The configurations of data sets of labelled texts and of captions: which columns, which labels."""
+"""The configurations of data sets of labelled texts and of captions: columns, labels, protocols."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self

@@ -108,7 +108,7 @@ class System(ABC):
     def sides(self, model: Any) -> Sequence[Sides]:
         """Return the side towers of a model, whose input statistics are set before training."""
 
-    def fit(self, model: Any, config: Any, setup: Setup) -> None:
+    def fit(self, model: Any, config: Any, setup: Setup) -> None:  # noqa: B027 (most have none)
         """Set what of a fresh model is fitted in closed form, after the input statistics."""
 
     def finish(self, model: Any, config: Any, setup: Setup) -> tuple[SideModel, dict[str, Any]]:
@@ -123,5 +123,5 @@ class System(ABC):
     def features(self, towers: Mapping[str, States], taps: Mapping[str, TowerTaps]) -> Outputs:
         """Return what probes see of a batch of one pass, given the taps they may read."""
 
-    def check_weights(self, config: Any) -> None:
+    def check_weights(self, config: Any) -> None:  # noqa: B027 (most refuse nothing)
         """Raise ConfigError where a search would vary what its trials are not scored with."""

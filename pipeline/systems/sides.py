@@ -13,7 +13,7 @@ from pipeline.systems.taps import TowerTaps, layout, width
 from unipt import ConvSideNetworkConfig, Outputs, SideNetworkConfig, States, preset
 from unipt.classifier import joined
 from unipt.pooling import TokenPoolingKind
-from unipt.towers import layer_mean
+from unipt.towers import FramePooling, layer_mean
 
 __all__ = ["InputNorm", "Pooling", "head_options", "joined_means", "side_config", "tap_means"]
 
@@ -70,7 +70,7 @@ def side_config(
     return side
 
 
-def frames_of(taps: TowerTaps, *, sequence: bool = False) -> str:
+def frames_of(taps: TowerTaps, *, sequence: bool = False) -> FramePooling:
     """Return how a tower takes frames: "none", their "mean", or as one "sequence"."""
     if not taps.clips:
         return "none"

@@ -1,4 +1,4 @@
-"""Texts with a class or a score: one tower, or two that read a pair's sentences with one network."""
+"""Texts with a class or a score: one tower, or two that read a pair's sentences with one net."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -115,7 +115,7 @@ class Texts(System):
         train = dataset.split("train")
         if dataset.labels is None:
             known = train.targets is not None
-            return Regression(scores_of(train) if known else (), metrics=metrics)
+            return Regression(scores_of(train).tolist() if known else (), metrics=metrics)
         counts = None
         if config is not None and config.class_weights == "balanced":
             counts = np.bincount(class_numbers(train), minlength=len(dataset.labels))

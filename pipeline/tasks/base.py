@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import Examples, Ints
+from pipeline.data import Ints, Labelled
 from unipt import Outputs
 
 __all__ = ["Judged", "Moment", "PerExample", "Probe", "Targets", "Task"]
@@ -36,10 +35,13 @@ class Targets(Protocol):
 class Judged(Protocol):
     """A split's outputs beside its targets, which can be scored on any choice of its units."""
 
-    unit: str
-    """What a unit is, in the plural: "examples", "items"."""
-    digits: int
-    """Digits after the point that its metrics are shown with."""
+    @property
+    def unit(self) -> str:
+        """What a unit is, in the plural: "examples", "items"."""
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point that its metrics are shown with."""
 
     def __len__(self) -> int:
         """Number of units, those that a bootstrap draws."""
@@ -68,7 +70,10 @@ class Probe(Protocol):
 
 
 class Task(Protocol):
-    """How outputs become a loss while training, and figures and predictions afterwards."""
+    """How outputs become a loss while training, and figures and predictions afterwards.
+
+    The examples of a split, and what a batch of targets is, are of the task's own types.
+    """
 
     metrics: tuple[str, ...]
     """What is reported; the first one chooses the best epoch and trial."""
@@ -91,10 +96,7 @@ class Task(Protocol):
         """Return the judgement of a split's outputs, one for each inference pass."""
 
     def probes(
-        self,
-        features: Sequence[Outputs],
-        examples: Any,
-        chosen: Mapping[str, Any] | None = None,
+        self, features: Sequence[Outputs], examples: Any, chosen: Mapping[str, Any] | None = None
     ) -> Iterable[Probe]:
         """Yield probes fitted on the features of the training examples, the strongest first.
 
@@ -141,7 +143,7 @@ class PerExample:
 
 
 def described(
-    examples: Examples,
+    examples: Labelled,
     targets: Sequence[Any],
     predictions: Sequence[Mapping[str, Any]],
     confidence: Mapping[str, Tensor],
@@ -149,22 +151,17 @@ def described(
     """Return one record an example: id, target, prediction, confidence of each layer.
 
     Args:
-        examples: a `Labelled` split.
+        examples: of the split.
         targets: as they are shown, [n].
         predictions: [n].
         confidence: of each tower [n, N]; that of the first one is kept; none for probes.
     """
-    found: list[Any] = [{}] * len(targets)
-    for trust in confidence.values():
-        found = [{"confidence": row} for row in np.asarray(trust).tolist()]
-        break
+    layers: list[dict[str, Any]] = [{} for _ in targets]
+    if confidence:
+        layers = [{"confidence": row} for row in next(iter(confidence.values())).tolist()]
     return [
-        {"id": example.id, "target": target, **prediction, **layers}
-        for example, target, prediction, layers in zip(
-            examples.examples,
-            targets,
-            predictions,
-            found,
-            strict=True,
+        {"id": example.id, "target": target, **prediction, **own}
+        for example, target, prediction, own in zip(
+            examples.examples, targets, predictions, layers, strict=True
         )
     ]

@@ -183,7 +183,7 @@ class RankedSplit:
         return found
 
     def records(self) -> dict[str, Iterable[dict[str, Any]]]:
-        """Return one record a caption, and one an item: its rank from 1, each layer's confidence."""
+        """Return one record a caption and one an item: its rank from 1, each layer's confidence."""
         names = [item.id for item in self.examples.items]
         owners = [names[place] for place in self.examples.item_of.tolist()]
         captions = zip(

@@ -45,7 +45,8 @@ class Ridge:
         """Return the coefficients of one strength, [D, D']."""
         scale = 1.0 / (self.values.clamp_min(0.0) + alpha)
         solved = self.vectors @ (scale[:, None] * self.rotated)
-        return self.inputs.T @ solved if self.dual else solved
+        result: Tensor = self.inputs.T @ solved if self.dual else solved
+        return result
 
 
 @dataclass(frozen=True, eq=False)

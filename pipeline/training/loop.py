@@ -252,7 +252,7 @@ def train_epochs(
     until: int,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Train to an epoch, each training or until it fails or stops; from stretch to stretch the same.
+    """Train to an epoch, each training or until it fails or stops; in parts it comes to the same.
 
     One alone writes its checkpoint after each epoch and within it; several write theirs at the end.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cache import Cache, JointLoader, Source
+from cache import Cache, JointLoader, Location, Source
 from pipeline.config import ConfigError
 from pipeline.data import Dataset, Ints
 from pipeline.systems import Setup, Tower, system_of
@@ -38,10 +38,11 @@ def prepare(config: TrainConfig, memo: Memo | None = None) -> Setup:
     system, options = system_of(config.data.task), config.towers
     data = config.data.model_dump_json()
     dataset = memo.get(("data", data), lambda: system.read(config.data), _no_bytes)
-    caches = {
-        name: memo.get(("cache", str(each.cache)), lambda p=each.cache: Cache.open(p), _no_bytes)
-        for name, each in options.items()
-    }
+
+    def opened(path: Location) -> Cache:
+        return memo.get(("cache", str(path)), lambda: Cache.open(path), _no_bytes)
+
+    caches = {name: opened(each.cache) for name, each in options.items()}
     towers = system.towers(dataset)
     taps = {
         name: select(caches[name], each.taps, f"{each.prefix}taps")

@@ -97,4 +97,4 @@ def _sums(states: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _parts(rows: Tensor) -> Iterable[Tensor]:
-    return (part.double() for part in rows.split(CACHED_ROWS))
+    return (part.double() for part in torch.split(rows, CACHED_ROWS))
