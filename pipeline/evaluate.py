@@ -118,7 +118,10 @@ def run_setup(
         dataset=dataset,
         task=task,
         caches=caches,
-        taps={name: select(caches[name], each.taps, "taps") for name, each in run.towers.items()},
+        taps={
+            name: select(caches[name], each.taps, "taps", towers[name].facts)
+            for name, each in run.towers.items()
+        },
         splits={split: locate(dataset, split, caches, modalities) for split in splits},
         device=choose_device(device),
         memo=Memo(),
