@@ -103,7 +103,7 @@ def run_setup(
     system, training = run.system, run.config
     caches = run.caches(moved)
     dataset = load_dataset(training.data)
-    task = system.task(dataset)
+    task = system.task(dataset, training)
     if task.facts != run.info["facts"]:
         raise ConfigError(
             f"the run was trained on {run.info['facts']}, its files now give {task.facts}; restore "
