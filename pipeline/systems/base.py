@@ -124,6 +124,3 @@ class System(ABC):
     @abstractmethod
     def features(self, towers: Mapping[str, States], taps: Mapping[str, TowerTaps]) -> Outputs:
         """Return what probes see of a batch of one pass, given the taps they may read."""
-
-    def check_weights(self, config: Any) -> None:  # noqa: B027 (most refuse nothing)
-        """Raise ConfigError where a search would vary what its trials are not scored with."""
