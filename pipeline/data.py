@@ -70,7 +70,10 @@ class Examples(Protocol):
         """Return the input of each example that a tower reads, n of them."""
 
     def rows(self, tower: str, modality: str) -> list[tuple[str, Input]]:
-        """Return what there is to extract for a tower, each once where it has a name: (id, it)."""
+        """Return what there is to extract for a tower, each once where it has a name: (id, it).
+
+        The id begins with the split: "train/12".
+        """
 
     @property
     def groups(self) -> Sequence[Any]:
