@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cache import TapSpec
 from cache.spec import Kind
-from pipeline.backbones.base import Modality
+from pipeline.backbones.base import Modality, Smaller
 from pipeline.backbones.corruption import Corruption
 from pipeline.backbones.encoding import EncodedTexts, encode, length_batches
 from pipeline.backbones.family import BackboneError, Family, select_taps
@@ -37,6 +37,8 @@ DEFAULT_MAX_LENGTH = 512
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 CPU_PASS_TOKENS, GPU_PASS_TOKENS = 64, 2048
 """Fixed cost of one forward pass, in tokens computed meanwhile."""
+LENGTHS = (256, 128, 64, 32, 24, 16)
+"""Lengths that are tried where a cache would be too large."""
 
 
 class TextBackbone:
@@ -71,6 +73,10 @@ class TextBackbone:
 
     modality: Modality = "text"
     axis: str | None = "tokens"
+    unit = "tokens"
+    pads = True
+    decodes = False
+    augmentation = "a fifth of the tokens corrupted: half masked, a tenth random, the rest dropped"
 
     def __init__(
         self,
@@ -110,6 +116,13 @@ class TextBackbone:
         other = copy.copy(self)
         other.pool, other.taps = pool, pooled_taps(self.emitted_taps, pool)
         return other
+
+    def smaller(self, longest: int) -> Iterator[Smaller]:
+        """Yield this backbone for shorter texts, which are cut."""
+        for length in LENGTHS:
+            if length < longest:
+                change = f"texts of at most {length} tokens"
+                yield Smaller(self, f"--max-length {length}", change, length)
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +236,7 @@ class TextBackbone:
             for tap in self.taps
         }
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}

@@ -1,6 +1,6 @@
 """The measured trial of a plan: some real forward passes, and a side network's step on them.
 
-Costs about `seconds`, and at least two forward passes. Pictures are decoded by the same threads as
+Costs about `seconds`, and at least two forward passes. Images are decoded by the same threads as
 in the extraction, so that the rate holds for it. N taps, T tokens.
 """
 
@@ -16,7 +16,7 @@ from cache import TapSpec
 from cache.spec import StorageTypes, common_type, types_by_tap
 from pipeline.backbones import Backbone
 from pipeline.extraction.feed import feed
-from pipeline.table import InputTable
+from pipeline.extraction.table import InputTable
 from unipt import ConvSideNetwork, SideNetwork
 
 SIDE_TOKENS = 2048
@@ -112,7 +112,7 @@ def _token_step(
     packed = stacked.reshape(len(alike), -1, wide).clone()  # [N, T, D]; leaves inference mode
     if alike[-1].kind == "tokens":
         sizes = lengths
-    else:  # each picture or frame is a sample of P tokens, or of one
+    else:  # each image or frame is a sample of P tokens, or of one
         count = 1 if stacked.dim() == 3 else stacked.shape[2]
         sizes = np.full(stacked.shape[1], count, dtype=np.int64)
     offsets = torch.from_numpy(np.cumsum([0, *sizes])).to(packed.device)

@@ -29,6 +29,8 @@ class Tower(NamedTuple):
     """What its backbone may read: "text", "image", "video"; the first is the usual one."""
     layouts: tuple[Layout, ...] = ("tokens", "vector")
     """What a text, image or frame may be in its taps."""
+    facts: tuple[str, ...] = ()
+    """Taps that hold facts of the input which the model passes on, such as "spans"."""
 
 
 class Sides(NamedTuple):
@@ -122,6 +124,3 @@ class System(ABC):
     @abstractmethod
     def features(self, towers: Mapping[str, States], taps: Mapping[str, TowerTaps]) -> Outputs:
         """Return what probes see of a batch of one pass, given the taps they may read."""
-
-    def check_weights(self, config: Any) -> None:  # noqa: B027 (most refuse nothing)
-        """Raise ConfigError where a search would vary what its trials are not scored with."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,10 +12,16 @@ from pipeline.data import DataConfig
 from pipeline.places import Place
 
 Schedule = Literal["cosine", "linear", "step", "constant"]
+SAME = "is the same for all trials; leave it out"
 
 
 class LoopConfig(Config):
     """The training loop: optimizer, schedule, stopping; the same for every task."""
+
+    UNSEARCHED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("out", "patience", "seed", "device", "tier", "checkpoint_steps", "tensorboard"), SAME
+    )
+    """Field that a sweep does not vary -> why, as what follows "field: "."""
 
     out: Path
     """Run folder to write; an interrupted training in it is resumed."""
@@ -71,6 +77,12 @@ class TowerOptions(NamedTuple):
 
 class TrainConfig(LoopConfig, ABC):
     """How one side model is trained from the caches of its towers; each system adds its own."""
+
+    UNSEARCHED: ClassVar[dict[str, str]] = LoopConfig.UNSEARCHED | dict.fromkeys(
+        ("data", "order_seed"), SAME
+    )
+    INSTEAD: ClassVar[dict[str, str]] = {}
+    """Field -> field that has no effect where the first one is given."""
 
     data: DataConfig
     """The examples and their targets."""

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ class Located:
             keys={tower: found[rows] for tower, found in self.keys.items()},
         )
 
+    @cached_property
     def digest(self) -> str:
-        """Return what is equal for equal inputs and targets in equal order."""
+        """What is equal for equal inputs and targets in equal order."""
         digest = hashlib.blake2b(self.examples.digest(), digest_size=16)
         for tower in sorted(self.keys):
             digest.update(self.keys[tower].tobytes())
