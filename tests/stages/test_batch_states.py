@@ -102,7 +102,8 @@ def test_packed_tokens_and_maps_keep_their_type_unless_they_get_noise(
     chosen: TowerTaps, as_stored: bool
 ) -> None:
     ragged = chosen.axis is not None
-    given = part(torch.randn(2, 4, *chosen.anchor.shape).half(), **({"tokens": [0, 4]} if ragged else {}))
+    bounds = {"tokens": [0, 4]} if ragged else {}
+    given = part(torch.randn(2, 4, *chosen.anchor.shape).half(), **bounds)
     plain = tower_states(given, chosen, CPU).states["t.0"]
     noisy = tower_states(given, chosen, CPU, dropped(0.0, noise=0.1)).states["t.0"]
     assert plain.dtype == (torch.float16 if as_stored else torch.float32)
@@ -212,7 +213,7 @@ def test_the_noise_of_a_batch_depends_on_seed_epoch_and_batch_alone() -> None:
         (TowerTaps((*taps("map", (4, 8, 8), (4, 4, 4)).taps, vector())),
          "cannot be the anchor of maps"),
         (TowerTaps((vector(), *taps("grid", (4, 8), (4, 8)).taps)), "targets differ in kind"),
-        (TowerTaps((vector(), *taps("grid", (4, 8)).taps)), "anchor .* is not of its targets' kind"),
+        (TowerTaps((vector(), *taps("grid", (4, 8)).taps)), "is not of its targets' kind"),
     ],
 )  # fmt: skip
 def test_taps_that_do_not_go_together_are_refused(chosen: TowerTaps, message: str) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from stagekit import TAPS, build_cache, cached, read_lines, settings, train_config, write_pairs
-from systemkit import same_weights
 
 from cache import Cache
 from pipeline.config import ConfigError
@@ -16,7 +15,6 @@ from pipeline.reading.config import TextData
 from pipeline.run import Run
 from pipeline.systems import load_dataset, system_of
 from pipeline.systems.locate import MissingInputs
-from pipeline.systems.memo import Memo
 from pipeline.tasks.base import Moment
 from pipeline.train import TrainProgress, train
 from pipeline.training.job import make_model
@@ -126,13 +124,9 @@ def test_pair_regression_reports_in_the_units_of_the_target(tmp_path: Path, pair
 
 
 def test_the_loss_of_a_regression_is_in_units_of_the_training_deviation(tmp_path: Path) -> None:
-    data = TextData.build(
-        {
-            "task": "regression", "train": write_pairs(tmp_path / "pairs.csv"), "text": "a",
-            "text_pair": "b", "label": "score",
-        }  # fmt: skip
-    )
-    dataset = load_dataset(data)
+    columns = {"text": "a", "text_pair": "b", "label": "score"}
+    file = write_pairs(tmp_path / "pairs.csv")
+    dataset = load_dataset(TextData.build({"task": "regression", "train": file, **columns}))
     task = system_of("regression").task(dataset)
     scores = np.array([e.target for e in dataset.split("train").examples])
     outputs, targets = torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 2.5], dtype=torch.float64)
@@ -164,9 +158,7 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         train_config(tmp_path, preset="mdetr")
     data = settings(tmp_path)["data"]
     with pytest.raises(ConfigError) as error:
-        train_config(
-            tmp_path, data=data | {"fit_on_dev": True}, patience=2, memory_keys=3,
-        )  # fmt: skip
+        train_config(tmp_path, data=data | {"fit_on_dev": True}, patience=2, memory_keys=3)
     for part in ("patience needs a dev split", "give memory_weight"):
         assert part in str(error.value)
     with pytest.raises(ConfigError, match="are options of classification"):
@@ -195,14 +187,3 @@ def test_losses_by_hand(tmp_path: Path) -> None:
     shares = counts.sum() / (2 * counts)
     wanted = -(shares[1] * log[0, 1] + shares[0] * log[1, 0]) / shares.sum()
     assert weighted.loss(outputs, targets, NOW).item() == pytest.approx(wanted.item())
-
-
-def test_another_run_of_equal_options_is_the_same(tmp_path: Path) -> None:
-    """Whatever has been remembered for others before."""
-    memo = Memo()
-    for out, lr in (("a", 1e-2), ("b", 1e-3), ("c", 1e-2)):
-        train(train_config(tmp_path, out, lr=lr, epochs=1), memo=memo)
-    train(train_config(tmp_path, "alone", epochs=1))
-    assert same_weights(tmp_path / "a", tmp_path / "c")
-    assert same_weights(tmp_path / "a", tmp_path / "alone")
-    assert not same_weights(tmp_path / "a", tmp_path / "b")

@@ -24,6 +24,7 @@ from pipeline.data import DataError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.run import Run, RunError
 from pipeline.systems import Setup
+from pipeline.systems.memo import Memo
 from pipeline.tasks.base import Moment
 from pipeline.train import Diverged, TrainConfig, TrainProgress, train
 from pipeline.training.checkpoint import read_checkpoint
@@ -236,6 +237,17 @@ def test_the_tier_changes_nothing(tmp_path: Path, name: str) -> None:
         result = train(CASES[name].config(tmp_path, out=tier, tier=tier, epochs=2))
         assert result.tier.startswith(tier)
     assert same_weights(tmp_path / "host", tmp_path / "disk")
+
+
+@each_system
+def test_what_other_trainings_have_read_changes_nothing(tmp_path: Path, name: str) -> None:
+    memo, case = Memo(), CASES[name]
+    for out, lr in (("a", 1e-2), ("b", 1e-3), ("c", 1e-2)):
+        train(case.config(tmp_path, out, lr=lr, epochs=1), memo=memo)
+    train(case.config(tmp_path, "alone", lr=1e-2, epochs=1))
+    assert same_weights(tmp_path / "a", tmp_path / "c")
+    assert same_weights(tmp_path / "a", tmp_path / "alone")
+    assert not same_weights(tmp_path / "a", tmp_path / "b")
 
 
 @each_system
