@@ -53,6 +53,16 @@ class Source(NamedTuple):
         known: tuple[Modality, ...] = get_args(Modality)
         return next(each for each in known if each in found) if len(found) == 1 else None
 
+    @property
+    def facts(self) -> dict[str, tuple[str, ...]]:
+        """What the task needs to know of its inputs, by their modality."""
+        found = [(each, tower.facts) for tower in self.towers.values() for each in tower.modalities]
+        return {modality: facts for modality, facts in found if facts}
+
+    def load(self) -> Backbone:
+        """Load the backbone, with what the task needs to know of its inputs."""
+        return self.config.load_backbone(self.usual, self.facts)
+
     def rows(self, backbone: Backbone) -> Rows:
         """Return the inputs of the towers that `backbone` serves.
 
