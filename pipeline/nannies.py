@@ -1,21 +1,5 @@
-"""Dask's nannies start workers, and change the process that they live in while doing so."""
+"""See `pipeline.processes`."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pipeline.processes import undisturbed_environment
 
-
-@contextmanager
-def undisturbed_environment() -> Iterator[None]:
-    """Give the environment variables back as they were.
-
-    A nanny sets thread counts of 1 and more before it starts a worker, which every later process of
-    ours would inherit: it would compute more slowly and sum in another order.
-    """
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+__all__ = ["undisturbed_environment"]

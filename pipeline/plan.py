@@ -25,21 +25,18 @@ from cache.memory import (
 from cache.spec import describe_types
 from pipeline.backbones import check_frozen
 from pipeline.console import duration
-from pipeline.extract import free_bytes, shard_batches, unit_of, written_bytes
-from pipeline.extraction.config import ExtractOptions
+from pipeline.extraction.config import ExtractConfig
+from pipeline.extraction.disk import free_bytes, written_bytes
+from pipeline.extraction.fill import shard_batches
 from pipeline.extraction.report import describe_media, describe_rate
+from pipeline.extraction.rows import Source
+from pipeline.extraction.table import build_table, describe_truncation
 from pipeline.planning.assumed import assume_rows
 from pipeline.planning.budget import Alternative, alternatives
-from pipeline.planning.config import (
-    PlanConfig,
-    RetrievalPlanConfig,
-    parse_bytes,
-    with_plan_options,
-)
+from pipeline.planning.config import PlanConfig, parse_bytes
 from pipeline.planning.trial import measure
-from pipeline.table import build_table, describe_truncation
 
-__all__ = ["Alternative", "Plan", "PlanConfig", "RetrievalPlanConfig", "pick_tier", "plan"]
+__all__ = ["Alternative", "Plan", "PlanConfig", "pick_tier", "plan"]
 
 DISK_BYTES_PER_SECOND = 1.0e9
 """Reading speed assumed of a disk: measuring it would need a written file."""
@@ -74,7 +71,7 @@ class Plan(BaseModel):
     duplicates: int
     tokens: int
     max_length: int | None
-    """Longest text in tokens; None for pictures and clips."""
+    """Longest text in tokens; None for images and videos."""
     longest: int
     truncated: int
     truncation: str | None
@@ -169,23 +166,24 @@ class Plan(BaseModel):
         return lines
 
 
-def plan(config: ExtractOptions) -> Plan:
+def plan(config: ExtractConfig) -> Plan:
     """Price the extraction `config` describes, with a short measured trial; writes nothing.
 
     Args:
-        config: what to extract; a `PlanConfig` or `RetrievalPlanConfig` says how it is priced.
+        config: what to extract; a `PlanConfig` says how it is priced.
 
     Raises:
         BackboneError: the backbone cannot be loaded or tapped.
         InputError: inputs without a token.
-        ConfigError: a pattern of `store_dtype_of` matches no tap.
-        BadMedia: pictures or clips cannot be read, and none may be skipped.
+        ConfigError: no tower of the task reads what the backbone does, or a pattern of
+            `store_dtype_of` matches no tap.
+        BadMedia: images or videos cannot be read, and none may be skipped.
     """
-    options = with_plan_options(config)
-    source: ExtractOptions = options
-    dataset, backbone = source.load_data(), source.load_backbone()
+    options = config if isinstance(config, PlanConfig) else PlanConfig(**dict(config))
+    source = Source.of(options)
+    backbone = source.load()
     check_frozen(backbone.model, backbone.tap_modules)
-    rows = source.rows(dataset, backbone.modality)
+    rows = source.rows(backbone)
     given = build_table(
         backbone,
         rows.inputs,
@@ -205,11 +203,11 @@ def plan(config: ExtractOptions) -> Plan:
         )
         for each in ((given,) if table is given else (given, table))
     ]
-    bound, layout = options.batch_bound(backbone.modality), layouts[-1]
+    bound, layout = options.batch_bound(backbone), layouts[-1]
     batches = [batch for _, batch in shard_batches(backbone, layouts[0], given, bound)]
     found = given.encoded.lengths
     padded = sum(len(batch) * int(found[batch].max()) for batch in batches)
-    padding = 1 - int(found.sum()) / padded if backbone.modality == "text" else 0.0
+    padding = 1 - int(found.sum()) / padded if backbone.pads else 0.0
     rate, side_rate = measure(
         backbone,
         given,
@@ -264,7 +262,7 @@ def plan(config: ExtractOptions) -> Plan:
         break_even=extract_seconds / (forward - read) if forward > read else None,
         compress=options.compress,
         pool=backbone.pool,
-        unit=unit_of(backbone),
+        unit=backbone.unit,
         views=table.views,
         assumed=table is not given,
         notes=dict(given.notes),

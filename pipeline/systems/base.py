@@ -29,6 +29,8 @@ class Tower(NamedTuple):
     """What its backbone may read: "text", "image", "video"; the first is the usual one."""
     layouts: tuple[Layout, ...] = ("tokens", "vector")
     """What a text, image or frame may be in its taps."""
+    facts: tuple[str, ...] = ()
+    """Taps that hold facts of the input which the model passes on, such as "spans"."""
 
 
 class Sides(NamedTuple):

@@ -96,6 +96,12 @@ class TrainConfig(LoopConfig, ABC):
     """Seed of what trainings can share: the order of the examples, noise and dropped tokens; by
     default the seed."""
 
+    def contradictions(self) -> list[str]:
+        """Return what the stopping wants and the splits do not give."""
+        if self.data.fit_on_dev and self.patience is not None:
+            return ["patience needs a dev split, and fit_on_dev leaves none"]
+        return []
+
     @property
     def batch_seed(self) -> int:
         """Seed of the batches: order, noise and dropped tokens."""

@@ -1,10 +1,10 @@
 """Texts with a class or a score: one tower, or two that read a pair's sentences with one net."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.data import Dataset
 from pipeline.places import Place
@@ -81,20 +81,18 @@ class TextTrainConfig(TrainConfig):
         names = ("first", "second") if self.data.separate else ("text",)
         return dict.fromkeys(names, own)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.data.kind == "regression" and (
-            self.label_smoothing or self.class_weights != "none"
-        ):
-            raise ValueError("label_smoothing and class_weights are options of classification")
-        if self.data.fit_on_dev and self.patience is not None:
-            raise ValueError("patience needs a dev split, and fit_on_dev leaves none")
+    def contradictions(self) -> list[str]:
+        """Return what of the task, the memory and the splits does not go together."""
+        problems = super().contradictions()
+        smooths = self.label_smoothing or self.class_weights != "none"
+        if self.data.kind == "regression" and smooths:
+            problems.append("label_smoothing and class_weights are options of classification")
         if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
-            raise ValueError(
+            problems.append(
                 "fit_on_dev leaves no dev split to weigh the memory by; give memory_weight, for "
                 "example what run.json says of a run that had one"
             )
-        return self
+        return problems
 
 
 class Texts(System):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -238,14 +238,15 @@ class TwoTowersTrainConfig(TrainConfig):
             return values
         return RECIPES.get(values.get("recipe", "default"), {}) | values
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> list[str]:
+        """Return what of the loss and the widths does not go together."""
+        problems = super().contradictions()
         if self.learn_scale and self.loss == "hinge":
-            raise ValueError("learn_scale is an option of loss infonce; the hinge has no factor")
+            problems.append("learn_scale is an option of loss infonce; the hinge has no factor")
         for tower in ("text", "media"):
             if getattr(self, f"{tower}_reduction") and getattr(self, f"{tower}_side_width"):
-                raise ValueError(f"give {tower}_reduction or {tower}_side_width, not both")
-        return self
+                problems.append(f"give {tower}_reduction or {tower}_side_width, not both")
+        return problems
 
 
 class TwoTowersSystem(System):

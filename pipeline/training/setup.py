@@ -53,7 +53,7 @@ def prepare(config: TrainConfig, memo: Memo | None = None) -> Setup:
     caches = {name: opened(each.cache) for name, each in options.items()}
     towers = system.towers(dataset)
     taps = {
-        name: select(caches[name], each.taps, f"{each.prefix}taps")
+        name: select(caches[name], each.taps, f"{each.prefix}taps", towers[name].facts)
         for name, each in options.items()
     }
     for name, each in options.items():
@@ -136,7 +136,7 @@ def loader_options(config: TrainConfig, setup: Setup) -> dict[str, Any]:
         tower: Source(
             cache=setup.caches[tower],
             samples=found if found.shape[1] > 1 else found[:, 0],
-            taps=setup.taps[tower].names,
+            taps=[tap.name for tap in setup.taps[tower].read],
             views=found.shape[1] > 1,
         )
         for tower, found in located.samples.items()

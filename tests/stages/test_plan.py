@@ -8,7 +8,8 @@ import torch
 from tiny import SENTENCES, save_tiny
 
 from pipeline import plan as module
-from pipeline.extract import ExtractConfig, extract, written_bytes
+from pipeline.extract import ExtractConfig, extract
+from pipeline.extraction.disk import written_bytes
 from pipeline.plan import Plan, PlanConfig, pick_tier, plan
 
 TEXTS = [f"{text} {tail}" for tail in ("a cat", "film", "film") for text in SENTENCES]

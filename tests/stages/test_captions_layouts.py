@@ -1,4 +1,4 @@
-"""Retrieval data: the published layouts of Flickr30K, COCO, MSR-VTT and MSVD."""
+"""Captioned data: the published layouts of Flickr30K, COCO, MSR-VTT and MSVD."""
 
 import csv
 import json
@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datakit import load, pairs, touch
+from captionkit import load, pairs, sizes, touch
 
 from pipeline.inputs import VideoInput
-from pipeline.reading.captioned.gather import Gathered
+from pipeline.reading.captioned.gather import Gathered, MediaItem
 from pipeline.reading.captioned.split import assign
+from pipeline.reading.config import CaptionData
 from pipeline.reading.tables import DataError
-from pipeline.retrieval.data import (
-    MediaItem,
-    CaptionData,
-)
 
 # --- Flickr30K and COCO
 
@@ -103,8 +100,7 @@ def test_precomp(tmp_path: Path, per_image: bool, nested: bool) -> None:
     folder = precomp(tmp_path, per_image=per_image, nested=nested)
     for train, media in ((folder, tmp_path / "images"), (tmp_path, None), (folder, None)):
         data = load(task="coco", train=train, media=media)
-        sizes = {name: len(split.items) for name, split in data.splits.items()}
-        assert sizes == {"train": 4, "dev": 4, "test": 6}
+        assert sizes(data) == {"train": 4, "dev": 4, "test": 6}
         assert pairs(data.split("test"))[:6] == [
             *(("108", f"x8 has {k}") for k in range(5)), ("109", "x9 has 0"),
         ]  # fmt: skip
@@ -175,13 +171,13 @@ def msrvtt(tmp_path: Path) -> Path:
 
 def test_msrvtt(msrvtt: Path) -> None:
     data = load(task="msrvtt", train=msrvtt, media=msrvtt / "videos")
-    sizes = {name: (len(s.items), len(s.captions)) for name, s in data.splits.items()}
-    assert sizes == {"train": (9, 27), "dev": (1, 3), "test": (4, 4)}
+    found = {name: (len(s.items), len(s.captions)) for name, s in data.splits.items()}
+    assert found == {"train": (9, 27), "dev": (1, 3), "test": (4, 4)}
     assert pairs(data.split("test"))[0] == ("video10", "test, 10")
     assert pairs(data.split("train"))[:2] == [
         ("video0", "clip 0 sentence 0"), ("video0", "clip 0 sentence 1"),
     ]  # fmt: skip
-    assert data.inputs("video")[0] == (
+    assert data.split("train").rows("media", "video")[0] == (
         "train/video0", VideoInput(msrvtt / "videos/video0.mp4")
     )  # fmt: skip
     official = load(

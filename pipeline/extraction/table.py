@@ -32,12 +32,7 @@ from pipeline.inputs import KEY_BYTES, Input, InputError, MediaInput, TextInput,
 __all__ = ["InputError", "InputTable", "build_table", "describe_truncation", "some"]
 
 Row = tuple[str, Input]
-AUGMENTATIONS = {
-    "text": "a fifth of the tokens corrupted: half masked, a tenth random, the rest dropped",
-    "image": "random crop, sides of 0.6 to 1.0, flipped half the time",
-    "video": "random crop, sides of 0.6 to 1.0, flipped half the time, one for all frames",
-}
-"""What views above 0 are; part of the fingerprint of a cache that has some."""
+BadMediaPolicy = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +108,7 @@ class InputTable:
             "sha256": table_digest(self.keys, self.row_to_sample, self.row_ids),
         }
         if self.views > 1:
-            inputs["views"] = {
-                "count": self.views,
-                "augmentation": AUGMENTATIONS[backbone.modality],
-            }
+            inputs["views"] = {"count": self.views, "augmentation": backbone.augmentation}
         computed = str(backbone.compute_dtype).removeprefix("torch.")
         return Fingerprint(
             dict(backbone.fingerprint_parts() if parts is None else parts)
@@ -158,7 +150,7 @@ class InputTable:
             fingerprint=self.fingerprint(backbone, types, parts | {"taps": kept}),
             seed=seed,
             block_tokens=block_tokens,
-            origin=backbone.origin(),
+            origin=backbone.provenance(),
             compression=compression,
         )
 
@@ -174,7 +166,7 @@ def build_table(
     *,
     views: int = 1,
     augmented: NDArray[np.bool_] | None = None,
-    on_bad_media: Literal["error", "skip"] = "error",
+    on_bad_media: BadMediaPolicy = "error",
 ) -> InputTable:
     """Encode the unique ones of `inputs`, given as (row id, input).
 

@@ -1,22 +1,19 @@
-"""Retrieval data: any captions file, the checks with their messages, the splits."""
+"""Captioned data: any captions file, the checks with their messages, the splits."""
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from datakit import load, pairs, touch
+from captionkit import load, pairs, sizes, touch
 
 from pipeline.config import ConfigError
 from pipeline.inputs import ImageInput, TextInput, VideoInput
+from pipeline.reading.config import CaptionData
 from pipeline.reading.tables import DataError
-from pipeline.retrieval.data import (
-    CaptionData,
-)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -51,16 +48,14 @@ def test_formats_give_the_same_data(pictures: Path, suffix: str, rows: list) -> 
         rows = [{"video_id": r["image"][:-4], "sentence": r["caption"]} for r in ROWS]  # stems
     data = load(train=write_rows(pictures / f"captions{suffix}", rows))
     reference = load(train=write_rows(pictures / "reference.csv", ROWS))
-    assert {name: len(split.items) for name, split in data.splits.items()} == {
-        "train": 14, "dev": 2, "test": 4,
-    }  # fmt: skip
+    assert sizes(data) == {"train": 14, "dev": 2, "test": 4}
     for name, split in data.splits.items():
         assert [item.path for item in split.items] == [
             item.path for item in reference.split(name).items
         ]
         assert [c.text for c in split.captions] == [c.text for c in reference.split(name).captions]
         assert split.item_of.tolist() == np.repeat(np.arange(len(split.items)), 2).tolist()
-    assert (data.dropped, data.uncaptioned) == ({}, ())
+    assert (data.dropped, data.unused) == ({}, ())
 
 
 def test_a_json_mapping_and_json_lines_called_json(pictures: Path) -> None:
@@ -91,8 +86,7 @@ def test_a_folder_finds_its_captions_files(pictures: Path) -> None:
     write_rows(pictures / "train.csv", ROWS[:20])
     write_rows(pictures / "val.jsonl", ROWS[20:30])
     write_rows(pictures / "test.csv", ROWS[30:])
-    sizes = {name: len(split.items) for name, split in load(train=pictures).splits.items()}
-    assert sizes == {"train": 10, "dev": 5, "test": 5}
+    assert sizes(load(train=pictures)) == {"train": 10, "dev": 5, "test": 5}
     assert len(load(train=pictures, test=pictures / "val.jsonl").split("test").items) == 5
 
 
@@ -109,29 +103,40 @@ def test_media_elsewhere_in_folders_and_without_suffix(tmp_path: Path) -> None:
 
 def test_each_caption_and_each_item_is_an_input_once(pictures: Path) -> None:
     data = load(train=write_rows(pictures / "captions.csv", ROWS))
-    texts = data.inputs("text")
-    assert len(dict(texts)) == len(texts) == 40
+    texts = [row for split in data.splits.values() for row in split.rows("text", "text")]
+    assert len(dict(texts)) == len(texts) == len({value for _, value in texts}) == 40
     assert {value.text for _, value in texts} == {row["caption"] for row in ROWS}
     assert all(isinstance(value, TextInput) for _, value in texts)
     first = data.split("train").items[0]
     assert texts[0][0] == f"train/{first.id}#0"
-    for tower, kind in (("image", ImageInput), ("video", VideoInput)):
-        media = data.inputs(tower)
-        assert len(dict(media)) == len({value.path for _, value in media}) == 20
+    for modality, kind in (("image", ImageInput), ("video", VideoInput)):
+        media = [row for split in data.splits.values() for row in split.rows("media", modality)]
+        assert len(dict(media)) == len(media) == len({value.path for _, value in media}) == 20
         assert media[0] == (f"train/{first.id}", kind(first.path))
-    with pytest.raises(ValueError, match="unknown tower 'sound'"):
-        data.inputs("sound")
-    with pytest.raises(DataError, match=r"no split 'val'; there are: train \(14\)"):
+    with pytest.raises(DataError, match=r"no examples in the split 'val'; there are: train \(28\)"):
         data.split("val")
 
 
-def test_without_leaves_items_and_their_captions_out(pictures: Path) -> None:
+def test_an_example_is_a_caption_with_its_item(pictures: Path) -> None:
+    split = load(train=write_rows(pictures / "captions.csv", ROWS)).split("train")
+    owners = [split.items[place].path for place in split.item_of]
+    assert [given.path for given in split.inputs("media", "video")] == owners
+    assert [given.text for given in split.inputs("text", "text")] == [c.text for c in split.captions]
+    assert len(split) == len(split.captions) == split.counts["captions"]
+    assert split.counts["items"] == len(split.items)
+
+
+def test_some_captions_are_taken_with_the_items_that_they_speak_of(pictures: Path) -> None:
     path = write_rows(pictures / "captions.csv", ROWS)
     split = load(train=path, dev=path).split("train")
-    less = split.without({"p0.png", "p7.png"})
-    assert pairs(less) == [p for p in pairs(split) if p[0] not in ("p0.png", "p7.png")]
+    rows = np.array([1, 2, 3, 16, 30])
+    less = split.take(rows)
+    assert pairs(less) == [pairs(split)[row] for row in rows]
+    assert [item.id for item in less.items] == ["p0.png", "p1.png", "p8.png", "p15.png"]
     assert less.item_of.dtype == np.int64
-    assert pairs(split.without(())) == pairs(split)
+    assert less.groups == [split.groups[row] for row in rows]
+    assert less.first_of.tolist() == [0, 1, 3, 4]
+    assert pairs(split.take(np.arange(len(split)))) == pairs(split)
 
 
 # --- splits
@@ -149,9 +154,7 @@ def test_groups_stay_in_one_split(tmp_path: Path) -> None:
         for name, split in data.splits.items()
     }
     assert sum(map(len, groups.values())) == 100  # none is in two
-    assert {name: len(split.items) for name, split in data.splits.items()} == {
-        "train": 204, "dev": 36, "test": 60,
-    }  # fmt: skip
+    assert sizes(data) == {"train": 204, "dev": 36, "test": 60}
     again, other = (load(train=path, group_column="concept", split_seed=s) for s in (0, 1))
     assert pairs(again.split("test")) == pairs(data.split("test")) != pairs(other.split("test"))
 
@@ -160,8 +163,7 @@ def test_a_missing_dev_is_split_off_and_a_given_test_kept(pictures: Path) -> Non
     train = write_rows(pictures / "a.csv", ROWS[:30])
     test = write_rows(pictures / "b.csv", ROWS[30:])
     data = load(train=train, test=test)
-    sizes = {name: len(split.items) for name, split in data.splits.items()}
-    assert sizes == {"train": 13, "dev": 2, "test": 5}
+    assert sizes(data) == {"train": 13, "dev": 2, "test": 5}
 
 
 def test_shared_items_are_warned_of(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +271,7 @@ def test_media_without_captions_are_reported(
     touch(pictures, "notes.txt", ".thumb.png")
     with caplog.at_level(logging.WARNING):
         data = load(train=path)
-    assert data.uncaptioned == tuple(f"p{i}.png" for i in range(10, 20))
+    assert data.unused == tuple(f"p{i}.png" for i in range(10, 20))
     assert "10 file(s) have no caption: p10.png, p11.png" in caplog.text
     assert "and 5 more" in caplog.text
 
@@ -360,20 +362,4 @@ def test_published_protocols_are_defaults() -> None:
     assert CaptionData(task="coco", train=Path("x"), folds=1).folds == 1
 
 
-# --- documentation
-
-
-def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).parents[2] / "docs/retrieval.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    rows = [row | {"concept": row["image"]} for row in ROWS]
-    folder = touch(tmp_path / "emoji", *(f"p{i}.png" for i in range(20)))
-    write_rows(folder / "captions.csv", rows)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        if "load_retrieval(" in block or "rank_all(" in block:
-            exec(compile(block, page.name, "exec"), names)  # the page's own code
-    assert len(names["data"].splits) == 3
-    assert names["ranks"].text_to_media.tolist() == [0, 0, 1]
-    assert names["ranks"].media_to_text.tolist() == [0, 0]
+# --- docu

@@ -1,7 +1,7 @@
 """CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343): two towers, each a backbone of its own.
 
 `projection` is the vector that the two towers are compared by: CLIP's projected CLS and EOS states,
-SigLIP's attention-pooled picture and projected last token.
+SigLIP's attention-pooled image and projected last token.
 """
 
 from pipeline.backbones.family import Family, register_family
