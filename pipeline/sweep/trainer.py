@@ -116,11 +116,9 @@ class Trainer:
             why = f"{count + 1} would need {size((count + 1) * each)} of {size(limit)}"
         elif workers > 1:
             why += f" for {workers} workers"
-        many = f"{count} trainings share each read of the caches"
-        return count, (
-            f"{'1 training reads the caches alone' if count == 1 else many}, as {why}; "
-            f"{size(each)} for its weights and moments"
-        )
+        shared = f"{count} trainings share each read of the caches"
+        told = "1 training reads the caches alone" if count == 1 else shared
+        return count, f"{told}, as {why}; {size(each)} each for weights and moments"
 
     def _bytes(self, config: TrainConfig, fold: int) -> int:
         """Return the bytes that a training holds beside its batch; 0 where values do not fit."""

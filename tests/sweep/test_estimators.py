@@ -5,12 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
+from pairkit import LAYOUTS, write_caches, write_data
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils.estimator_checks import estimator_checks_generator
-from pairkit import LAYOUTS, write_caches, write_data
 from stagekit import cached, settings, train_config, write_pairs
 
 from cache import Cache

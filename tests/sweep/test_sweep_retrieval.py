@@ -228,7 +228,7 @@ def test_several_runs_are_resampled_together(tmp_path):
 def test_what_cannot_be_searched_is_told_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="the tap pattern 'nothing' of media_taps matches none"):
         sweep(pair_sweep(tmp_path, space={"media_taps": [["*"], ["nothing"]]}))
-    with pytest.raises(ConfigError, match="no patches to drop|tokens, patches and frames can be"):
+    with pytest.raises(ConfigError, match=r"tokens, patches and frames can be dropped"):
         sweep(pair_sweep(tmp_path, layout="vector", space={"media_drop": "0..0.5"}))
     with pytest.raises(ConfigError, match="recipe: is the same for all trials"):
         sweep(pair_sweep(tmp_path, space={"recipe": ["default", "clip4clip"]}))

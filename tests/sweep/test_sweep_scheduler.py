@@ -12,7 +12,7 @@ from pairkit import settings
 from sweepkit import outcome, sweep_config
 
 from pipeline.config import ConfigError
-from pipeline.nannies import undisturbed_environment
+from pipeline.processes import undisturbed_environment
 from pipeline.sweep import SweepConfig, sweep
 from pipeline.sweep import work as work_module
 

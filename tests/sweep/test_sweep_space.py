@@ -14,7 +14,6 @@ from pipeline.sweep.space import Space, read_space
 from pipeline.systems.texts import TextTrainConfig
 from pipeline.systems.two_towers import TwoTowersTrainConfig
 
-
 LEAST = {"out": "o", "space": {"lr": [1]}}
 
 
