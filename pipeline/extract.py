@@ -36,7 +36,7 @@ def extract(config: ExtractConfig, *, progress: ProgressCallback | None = None) 
     """
     try:
         source = Source.of(config)
-        backbone = config.load_backbone(source.usual)
+        backbone = config.loader(source.usual)()
         rows = source.rows(backbone)
         return extract_inputs(
             backbone,

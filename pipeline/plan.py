@@ -181,7 +181,7 @@ def plan(config: ExtractConfig) -> Plan:
     """
     options = config if isinstance(config, PlanConfig) else PlanConfig(**dict(config))
     source = Source.of(options)
-    backbone = options.load_backbone(source.usual)
+    backbone = options.loader(source.usual)()
     check_frozen(backbone.model, backbone.tap_modules)
     rows = source.rows(backbone)
     given = build_table(

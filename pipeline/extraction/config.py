@@ -1,6 +1,7 @@
 """What to extract: the data, a backbone, its taps, the arithmetic, the folder."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -134,18 +135,18 @@ class ExtractConfig(Config):
         return stored_types(names, self.store_dtype, self.store_dtype_of)
 
     def worker_pool(self, usual: Modality | None) -> WorkerPool | None:
-        """Return who computes; None for this process. `usual` is that of `load_backbone`."""
+        """Return who computes; None for this process. `usual` is that of `loader`."""
         if self.workers is None and self.scheduler is None:
             return None
-        load = partial(self.load_backbone, usual)
+        load = self.loader(usual)
         return WorkerPool(load=load, workers=self.workers or 1, scheduler=self.scheduler)
 
-    def load_backbone(self, usual: Modality | None = None) -> Backbone:
-        """Load the backbone this config names.
+    def loader(self, usual: Modality | None = None) -> Callable[[], Backbone]:
+        """Return what loads the backbone this config names, here or in a worker.
 
         Args:
             usual: the tower that "auto" takes of a checkpoint of two.
         """
         options: dict[str, Any] = {name: getattr(self, name) for name in _LOADING}
         size = None if self.image_size is None else parse_size(self.image_size)
-        return load_backbone(self.backbone, usual=usual, image_size=size, **options)
+        return partial(load_backbone, self.backbone, usual=usual, image_size=size, **options)
