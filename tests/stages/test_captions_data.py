@@ -121,7 +121,8 @@ def test_an_example_is_a_caption_with_its_item(pictures: Path) -> None:
     split = load(train=write_rows(pictures / "captions.csv", ROWS)).split("train")
     owners = [split.items[place].path for place in split.item_of]
     assert [given.path for given in split.inputs("media", "video")] == owners
-    assert [given.text for given in split.inputs("text", "text")] == [c.text for c in split.captions]
+    texts = [given.text for given in split.inputs("text", "text")]
+    assert texts == [caption.text for caption in split.captions]
     assert len(split) == len(split.captions) == split.counts["captions"]
     assert split.counts["items"] == len(split.items)
 

@@ -248,6 +248,13 @@ def test_recorder_under_export() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def cast_to(dtype: torch.dtype, given: dict[str, States]) -> dict[str, States]:
+    return {
+        name: each._replace(states={tap: state.to(dtype) for tap, state in each.states.items()})
+        for name, each in given.items()
+    }
+
+
 @pytest.mark.parametrize("segments", [1, 2])
 def test_a_memory_is_added_to_the_head(segments: int) -> None:
     model = build(segments=segments, memory=5)
@@ -273,10 +280,7 @@ def test_a_memory_is_added_to_the_head(segments: int) -> None:
     torch.testing.assert_close(model(given).confidence["first"], plain(given).confidence["first"])
     flat = towers(segments, packed)
     torch.testing.assert_close(model(flat).values["logits"], whole)
-    low = {n: s._replace(states={t: x.half() for t, x in s.states.items()}) for n, s in flat.items()}
-    same = {
-        n: s._replace(states={t: x.float() for t, x in s.states.items()}) for n, s in low.items()
-    }
+    low, same = cast_to(torch.half, flat), cast_to(torch.float, cast_to(torch.half, flat))
     # means are taken in float32
     torch.testing.assert_close(model(low).values["logits"], model(same).values["logits"])
     bare = {n: s._replace(masks={}) for n, s in given.items()}
