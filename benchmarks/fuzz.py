@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from cache import Cache, CacheError, CacheWriter, Fingerprint, TapSpec, gc, info, ls, verify
-from cache.files import crc32c, with_crc
-from cache.fingerprint import digest
-from cache.ledger import Entry, read_ledger
-from cache.spec import StorageTypes
+from cache.format.checksum import crc32c, with_crc
+from cache.format.fingerprint import digest
+from cache.format.ledger import Entry
+from cache.format.spec import StorageTypes
+from cache.storage.records import read_ledger
 
 LENGTHS = np.random.default_rng(0).integers(1, 12, 24)
 TAPS = (

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache, Loader
-from cache.spec import Ints
+from cache.format.spec import Ints
 
 BATCH = 32
 WINDOW = 340

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.generated import captions_file, clips, pictures, random_clip, random_resnext
 from benchmarks.sentences import random_bert
 from cache import Part
-from cache.spec import group_taps
+from cache.format.spec import group_taps
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extract import ExtractReport, RetrievalExtractConfig, extract
 from pipeline.retrieval.config import RetrievalTrainConfig

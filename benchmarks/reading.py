@@ -29,9 +29,9 @@ import torch
 from benchmarks.activations import TAPS, WIDTH, Activations, forget
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache
-from cache.joint import default_threads, more_threads
-from cache.spec import Ints
-from cache.workbench import Workbench
+from cache.format.spec import Ints
+from cache.loading.joint import default_threads, more_threads
+from cache.reading.buffers import Workbench
 
 Run = Callable[[], None]
 

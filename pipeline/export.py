@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cache import Cache
-from cache.location import Location
+from cache.storage.location import Location
 from pipeline.backbones import Backbone, Modality, TextBackbone, load_backbone
 from pipeline.backbones.convnets.build import ARCHITECTURES
 from pipeline.backbones.image import ImageBackbone

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from cache import CacheLayout, CacheWriter, Calibration, calibration_samples
-from cache.geometry import ROOT
-from cache.location import Location, ObjectPath, files_below
-from cache.spec import StorageTypes, common_type
+from cache.format.geometry import ROOT
+from cache.format.spec import StorageTypes, common_type
+from cache.storage.location import Location, ObjectPath, files_below
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.config import (

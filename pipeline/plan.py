@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from cache.format.spec import describe_types
 from cache.memory import (
     Demand,
     Placement,
@@ -22,7 +23,6 @@ from cache.memory import (
     plan_memory,
     usual_device_limit,
 )
-from cache.spec import describe_types
 from pipeline.backbones import check_frozen
 from pipeline.console import duration
 from pipeline.extract import free_bytes, shard_batches, unit_of, written_bytes

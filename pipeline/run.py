@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from safetensors.torch import load_file
 
-from cache.location import Location, parse_location
+from cache.storage.location import Location, parse_location
 from pipeline.data import DataConfig
 from pipeline.errors import PipelineError
 from unipt import SideClassifier, TwoTowers

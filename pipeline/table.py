@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
-from cache.fingerprint import table_digest
-from cache.spec import StorageTypes, one_or_each, types_by_tap
+from cache.format.fingerprint import table_digest
+from cache.format.spec import StorageTypes, one_or_each, types_by_tap
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extraction.media import (
     UNREADABLE,

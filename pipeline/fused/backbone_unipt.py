@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from cache.quantize import requantized
+from cache.format.quantize import requantized
 from pipeline.backbones.pooling import pool_states
 from unipt.recorder import TapRecorder
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from cache.spec import one_or_each
+from cache.format.spec import one_or_each
 from pipeline.backbones import TextBackbone
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.convnets.config import ConvNetConfig

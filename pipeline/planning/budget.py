@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from cache import CacheLayout
-from cache.spec import StorageTypes
+from cache.format.spec import StorageTypes
 from pipeline.backbones import Backbone, BackboneError
 from pipeline.backbones.image import ImageBackbone
 from pipeline.planning.assumed import cap_lengths, keep_views

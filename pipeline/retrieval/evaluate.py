@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cache import Cache
-from cache.location import Location
+from cache.storage.location import Location
 from pipeline.config import ConfigError
 from pipeline.retrieval.data import RetrievalData, load_retrieval
 from pipeline.retrieval.inference import Embedded, embed_split

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cache import Cache, Part, TapSpec
-from cache.spec import group_taps
+from cache.format.spec import group_taps
 from pipeline.config import ConfigError
 from pipeline.selection import select_names
 from pipeline.training.augment import add_grid_noise, add_noise, drop_patches, drop_rows

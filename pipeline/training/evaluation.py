@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from cache import Cache, FingerprintMismatch
-from cache.location import Location, parse_location
+from cache.storage.location import Location, parse_location
 from pipeline.config import Config
 from pipeline.places import Place
 from pipeline.run import Run

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
-from cache.order import Limits, cut_batches, rank_parts
-from cache.workbench import Workbench
+from cache.loading.order import Limits, cut_batches, rank_parts
+from cache.reading.buffers import Workbench
 
 RNG = np.random.default_rng(11)
 LENGTHS = (*RNG.integers(0, 12, 119).tolist(), 63)
@@ -29,7 +29,9 @@ LENGTH = np.array(LENGTHS)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.store.SHARE", 100)  # several threads copy even a small batch
+        patch.setattr(
+            "cache.reading.block_store.SHARE", 100
+        )  # several threads copy even a small batch
         yield Cache.open(SAMPLE.write(tmp_path_factory.mktemp("batches") / "cache"))
 
 
@@ -153,7 +155,7 @@ def test_never_more_memory_than_stated_under_any_bound(opened, data):
         limits["max_tokens"] = None
     fresh = Cache.open(opened.path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.workbench._SMALL", 1)  # keep even the smallest buffers
+        patch.setattr("cache.reading.buffers._SMALL", 1)  # keep even the smallest buffers
         counted = Counted(patch)
         batches = loader(fresh, **limits)
         feed = batches.joint.feeds[""]

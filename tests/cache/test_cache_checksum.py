@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.files import crc32c, with_crc
+from cache.format.checksum import crc32c, with_crc
 
 CHECK = 0xE3069283
 """CRC-32C of "123456789", the check value of every catalogue of CRCs."""
@@ -26,7 +26,7 @@ def test_bytes_and_arrays_give_the_reference_value(data, start):
 def test_without_the_faster_library_the_numbers_are_the_same():
     code = (
         "import sys; sys.modules['awscrt'] = None\n"
-        "from cache.files import crc32c\n"
+        "from cache.format.checksum import crc32c\n"
         "import numpy as np\n"
         "print(crc32c(b'123456789'), crc32c(np.frombuffer(b'123456789', np.uint8)))"
     )

@@ -31,9 +31,9 @@ from cache import (
     plan_layout,
     verify,
 )
-from cache.compression import compress, decompress, frame_bytes, most_bytes
-from cache.ledger import Entry
-from cache.zarr3 import pack_shard
+from cache.format.compression import compress, decompress, frame_bytes, most_bytes
+from cache.format.ledger import Entry
+from cache.format.shard_file import pack_shard
 
 MAPS = [TapSpec(name="stage", kind="map", shape=(8, 4, 4)), *token_taps(1)]
 KINDS: dict[str, list[TapSpec]] = {"tokens": token_taps(), "frames": frame_taps(), "maps": MAPS}

@@ -42,7 +42,7 @@ TAPS = {
 def caches(tmp_path_factory):
     root = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.blocks.CHUNK_TARGET", 2000)  # 4 pictures a block
+        patch.setattr("cache.format.blocks.CHUNK_TARGET", 2000)  # 4 pictures a block
         paths = {name: sample.write(root / name) for name, sample in SAMPLES.items()}
     return {name: Cache.open(path) for name, path in paths.items()}
 

@@ -23,7 +23,7 @@ from cache import (
     merge,
     verify,
 )
-from cache.fingerprint import table_digest
+from cache.format.fingerprint import table_digest
 
 LENGTHS = np.random.default_rng(4).integers(1, 12, 60).tolist()
 VECTOR = TapSpec(name="pooled", kind="vector", shape=(5,))

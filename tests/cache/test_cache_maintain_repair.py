@@ -17,7 +17,7 @@ from cache import (
     ls,
     verify,
 )
-from cache.files import append_synced
+from cache.storage.files import append_synced
 
 SAMPLE = Sample()
 SHARDS = SAMPLE.layout().n_shards
@@ -296,8 +296,8 @@ def test_gc_removes_what_was_only_begun_and_nothing_like_it(tmp_path, monkeypatc
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.writer.encode_ledger", stop)
-        patch.setattr("cache.geometry.Geometry.root_metadata", stop)
+        patch.setattr("cache.writing.writer.encode_ledger", stop)
+        patch.setattr("cache.format.geometry.Geometry.root_metadata", stop)
         with pytest.raises(Cut):
             SAMPLE.writer(tmp_path / "begun")
     (tmp_path / "begun/index").mkdir()

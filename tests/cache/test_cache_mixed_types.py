@@ -35,8 +35,8 @@ from cache import (
     merge,
     verify,
 )
-from cache.quantize import requantized
-from cache.spec import TORCH_TYPES
+from cache.format.quantize import requantized
+from cache.format.spec import TORCH_TYPES
 
 TYPES = sorted(TORCH_TYPES)  # bfloat16, float16, float32, int8
 FIXED = [
@@ -157,7 +157,7 @@ def test_a_batch_of_one_type_takes_no_detour(
     def never(*_: Any) -> Any:
         raise AssertionError("copied once more")
 
-    monkeypatch.setattr("cache.feed.write_numbers", never)
+    monkeypatch.setattr("cache.loading.sources.write_numbers", never)
     halves = [tap for tap, dtype in types.items() if dtype == "float16"]
     loader = Loader(cache, np.arange(sample.n), taps=halves, batch_size=4, seed=0)
     assert {batch.values.dtype for batch in loader.epoch(0)} == {torch.float16}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.order import draw_views, window_order
+from cache.loading.order import draw_views, window_order
 
 
 @settings(deadline=None, max_examples=60)

@@ -30,15 +30,15 @@ from cache import (
     convert,
     gc,
     info,
-    lease,
     ls,
     merge,
     parse_location,
     verify,
 )
-from cache import location as module
-from cache.lease import WriterLease
-from cache.location import ObjectPath
+from cache.storage import lease
+from cache.storage import location as module
+from cache.storage.lease import WriterLease
+from cache.storage.location import ObjectPath
 
 TOKENS = LONG["tokens"]
 SAMPLES = {

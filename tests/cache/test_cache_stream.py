@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
-from cache.chunks import ChunkReader
-from cache.stages import cut_stages
+from cache.loading.stages import cut_stages
+from cache.reading.chunks import ChunkReader
 
 RNG = np.random.default_rng(5)
 LENGTHS = (*RNG.integers(0, 12, 119).tolist(), 33)
@@ -250,7 +250,7 @@ def test_never_more_memory_than_stated(caches, data):
     roomy = joint(cache, **options)
     limit = data.draw(st.integers(roomy.memory_bytes // 2, roomy.memory_bytes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.workbench._SMALL", 1)
+        patch.setattr("cache.reading.buffers._SMALL", 1)
         counted = Counted(patch)
         try:
             loader = joint(cache, memory_limit=limit, **options)

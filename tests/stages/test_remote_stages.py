@@ -9,7 +9,7 @@ from stagekit import write_rows
 from tiny import save_tiny
 
 from cache import Cache, CacheUnreachable, parse_location, verify
-from cache.location import ObjectPath
+from cache.storage.location import ObjectPath
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig, extract
 from pipeline.train import TrainConfig, train

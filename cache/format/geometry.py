@@ -1,0 +1,310 @@
+"""The shape of a cache: everything that follows from a few numbers, and the manifest they live in.
+
+The manifest is the attribute `unipt_cache` of the root `zarr.json`; every other `zarr.json` is a
+function of it, so a reader rebuilds and compares them instead of trusting them. Pure: no files.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import CacheVersionError
+from . import shard_file as zarr3
+from .compression import NONE, most_bytes, parse_compression
+from .fingerprint import Fingerprint
+from .spec import SCALES, TORCH_TYPES, Stack, TapSpec, group_taps, one_or_each, types_by_tap
+
+FORMAT_VERSION = 2
+MANIFEST = "unipt_cache"
+ORIGIN = "origin"
+ROOT = "zarr.json"
+LEDGER = "ledger.jsonl"
+COMPLETE = "COMPLETE.json"
+LOCK = "writer.lock"
+ACTIVATIONS = "activations"
+INDEX = "index"
+KEY_BYTES = 16
+NO_CRC = "00000000"
+MAX_COUNT = 2**48
+"""No count in a manifest may be larger; shapes and sizes then stay far inside 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The numbers that fix every shape, path and file size of a cache.
+
+    Args:
+        taps: all taps, in the caller's order.
+        dtype: storage type of all taps, or of each; kept as one name where they are equal.
+        n_samples: samples stored, each once.
+        n_rows: rows of the caller's table; several may share a sample.
+        n_views: samples per row, or None if rows have one each and no view axis.
+        row_id_bytes: length of all row ids in UTF-8, in bytes.
+        seed: of the permutation before packing.
+        block_tokens: tokens or frames of a block on each ragged axis.
+        blocks_per_shard: blocks of a shard file.
+        n_blocks: blocks of the cache.
+        samples_per_block: rows of a block in the stacks of fixed shape.
+        compression: of the chunks: "none", "zstd" or "zstd:LEVEL".
+    """
+
+    taps: tuple[TapSpec, ...]
+    dtype: str | Mapping[str, str]
+    n_samples: int
+    n_rows: int
+    n_views: int | None
+    row_id_bytes: int
+    seed: int
+    block_tokens: dict[str, int]
+    blocks_per_shard: int
+    n_blocks: int
+    samples_per_block: int
+    compression: str = NONE
+    stacks: tuple[Stack, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        least = {"n_samples": 0, "n_rows": 0, "row_id_bytes": 0, "seed": 0, "n_blocks": 0}
+        values = {name: getattr(self, name) for name in least}
+        least |= {"blocks_per_shard": 1, "samples_per_block": 1}
+        values |= {"blocks_per_shard": self.blocks_per_shard}
+        values |= {"samples_per_block": self.samples_per_block}
+        for axis, size in self.block_tokens.items():
+            least[f"block_tokens.{axis}"], values[f"block_tokens.{axis}"] = 1, size
+        if self.n_views is not None:
+            least["n_views"], values["n_views"] = 1, self.n_views
+        for name, value in values.items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least[name] <= value <= MAX_COUNT:
+                raise ValueError(
+                    f"{name} = {value!r} must be a whole number from {least[name]} to {MAX_COUNT}"
+                )
+        parse_compression(self.compression)
+        types = types_by_tap(self.dtype, self.taps)
+        object.__setattr__(self, "dtype", one_or_each(types))
+        stacks = group_taps(self.taps, types)
+        coded = (stack for stack in stacks if stack.dtype == "int8")
+        stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in coded)
+        object.__setattr__(self, "stacks", stacks)
+        axes = list(dict.fromkeys(tap.axis for tap in self.taps if tap.ragged))
+        if axes != list(self.block_tokens):
+            raise ValueError(f"the taps lie on the axes {axes}, given: {list(self.block_tokens)}")
+
+    @property
+    def n_shards(self) -> int:
+        """Shard files of each stack."""
+        return -(-self.n_blocks // self.blocks_per_shard)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Storage type of each tap, in their order."""
+        return types_by_tap(self.dtype, self.taps)
+
+    @property
+    def value_stacks(self) -> tuple[Stack, ...]:
+        """The stacks that hold numbers of the taps; `stacks` also has those of their scales."""
+        return tuple(stack for stack in self.stacks if not stack.scales)
+
+    @property
+    def coded_stacks(self) -> tuple[Stack, ...]:
+        """The stacks of int8 numbers."""
+        return tuple(stack for stack in self.value_stacks if stack.dtype == "int8")
+
+    def scales_of(self, stack: Stack) -> Stack | None:
+        """Return the stack of the scales of int8 numbers; None for another storage type."""
+        return next((s for s in self.stacks if s.name == stack.name + SCALES), None)
+
+    def rms_name(self, stack: Stack) -> str:
+        """Return the name of the index array with the RMS of each channel (int8)."""
+        return f"rms_{stack.name}"
+
+    def blocks_of(self, shard: int) -> range:
+        """Blocks that lie in a shard."""
+        first = shard * self.blocks_per_shard
+        return range(first, min(first + self.blocks_per_shard, self.n_blocks))
+
+    def rows(self, stack: Stack) -> int:
+        """Rows of one block of a stack: tokens, frames or samples."""
+        return self.block_tokens[stack.axis] if stack.ragged else self.samples_per_block
+
+    def array_shape(self, stack: Stack) -> tuple[int, ...]:
+        """Shape of a stack's array, [n_blocks, n_taps, rows, *shape]."""
+        return (self.n_blocks, len(stack.taps), self.rows(stack), *stack.shape)
+
+    def chunk_bytes(self, stack: Stack) -> int:
+        """Bytes of one tap of one block, without the checksum."""
+        return self.rows(stack) * stack.width * stack.itemsize
+
+    def held_bytes(self, stack: Stack) -> int:
+        """Bytes of one tap of one block in memory: numbers, and scales if there are any."""
+        scales = self.scales_of(stack)
+        return self.chunk_bytes(stack) + (0 if scales is None else self.chunk_bytes(scales))
+
+    def row_bytes(self, stack: Stack) -> int:
+        """Bytes that one row of one tap takes while a batch is made of it."""
+        size: int = TORCH_TYPES[stack.dtype].itemsize
+        scales = self.scales_of(stack)
+        if scales is None:
+            return stack.width * size
+        return stack.width * (stack.itemsize + size) + scales.width * (2 + size)
+
+    def entries(self, stack: Stack) -> int:
+        """Chunks of a whole shard."""
+        return self.blocks_per_shard * len(stack.taps)
+
+    def shard_path(self, stack: Stack, shard: int) -> str:
+        """Path of a shard file inside the cache."""
+        numbers = (shard, *[0] * (2 + len(stack.shape)))
+        return f"{ACTIVATIONS}/{stack.name}/{zarr3.chunk_key(numbers)}"
+
+    @property
+    def level(self) -> int | None:
+        """Level of the compression; None without."""
+        return parse_compression(self.compression)
+
+    def buffer_bytes(self, stack: Stack, shard: int) -> int:
+        """Size of a shard file whose chunks are not compressed."""
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        return zarr3.shard_size(present, self.entries(stack), self.chunk_bytes(stack))
+
+    def shard_bytes(self, stack: Stack, shard: int) -> int:
+        """Size of a shard file; the most it can be where chunks are compressed."""
+        if self.level is None:
+            return self.buffer_bytes(stack, shard)
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        most = most_bytes(self.chunk_bytes(stack))
+        return zarr3.shard_size(present, self.entries(stack), most)
+
+    def allows(self, stack: Stack, shard: int, size: int) -> bool:
+        """Return whether a shard file may have this size."""
+        if self.level is None:
+            return size == self.shard_bytes(stack, shard)
+        present = len(self.blocks_of(shard)) * len(stack.taps)
+        least = zarr3.shard_size(present, self.entries(stack), 1)
+        return least <= size <= self.shard_bytes(stack, shard)
+
+    def index_arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and Zarr data type of every index array, by its name below `index/`."""
+        per_sample: tuple[tuple[int, ...], str] = ((self.n_samples,), "int64")
+        table: tuple[int, ...] = (
+            (self.n_rows,) if self.n_views is None else (self.n_rows, self.n_views)
+        )
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+        arrays["keys"] = ((self.n_samples, KEY_BYTES), "uint8")
+        arrays |= {"block": per_sample, "slot": per_sample}
+        for axis in self.block_tokens:
+            arrays |= {f"start_{axis}": per_sample, f"length_{axis}": per_sample}
+        arrays["row_to_sample"] = (table, "int64")
+        arrays["row_id_bytes"] = ((self.row_id_bytes,), "uint8")
+        arrays["row_id_offsets"] = ((self.n_rows + 1,), "int64")
+        for stack in self.coded_stacks:
+            arrays[self.rms_name(stack)] = ((len(stack.taps), stack.channels), "float32")
+        return arrays
+
+    def index_chunk(self, name: str) -> tuple[str, int]:
+        """Path and size of the one chunk of an index array; size 0: no such file."""
+        shape, data_type = self.index_arrays()[name]
+        path = f"{INDEX}/{name}/{zarr3.chunk_key([0] * len(shape))}"
+        return path, zarr3.plain_array_size(shape, data_type)
+
+    def child_metadata(self) -> Iterator[tuple[str, bytes]]:
+        """Yield path and content of every `zarr.json` but the root's."""
+        for folder in (ACTIVATIONS, INDEX):
+            yield f"{folder}/zarr.json", zarr3.encode_json(zarr3.group_metadata({}))
+        for name, (shape, data_type) in self.index_arrays().items():
+            metadata = zarr3.plain_array_metadata(shape, data_type)
+            yield f"{INDEX}/{name}/zarr.json", zarr3.encode_json(metadata)
+        for stack in self.stacks:
+            flat = stack.ragged and len(stack.shape) == 1
+            rest = ["width"] if flat else [None] * len(stack.shape)
+            metadata = zarr3.sharded_array_metadata(
+                self.array_shape(stack),
+                stack.data_type,
+                blocks_per_shard=self.blocks_per_shard,
+                attributes=self._attributes(stack),
+                dimension_names=["block", "tap", stack.row_name, *rest],
+                level=self.level,
+            )
+            yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
+
+    def _attributes(self, stack: Stack) -> dict[str, Any]:
+        """Return what a reader of the array must know; for int8 where the other factors are."""
+        if stack.scales:
+            return {"logical_dtype": "float16", "taps": stack.tap_names}
+        known: dict[str, Any] = {"logical_dtype": stack.dtype, "taps": stack.tap_names}
+        scales = self.scales_of(stack)
+        if scales is not None:
+            known |= {
+                "scales": f"{ACTIVATIONS}/{scales.name}",
+                "rms": f"{INDEX}/{self.rms_name(stack)}",
+                "channel_axis": 3 if len(stack.shape) == 3 else 2 + len(stack.shape),
+            }
+        return known
+
+    def manifest(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> dict[str, Any]:
+        """Return the manifest: this geometry, the index checksums and the fingerprint."""
+        compression = {} if self.level is None else {"compression": self.compression}
+        return {
+            "version": FORMAT_VERSION,
+            "dtype": self.dtype,
+            "n_samples": self.n_samples,
+            "n_rows": self.n_rows,
+            "n_views": self.n_views,
+            "row_id_bytes": self.row_id_bytes,
+            "seed": self.seed,
+            "block_tokens": self.block_tokens,
+            "blocks_per_shard": self.blocks_per_shard,
+            "n_blocks": self.n_blocks,
+            "samples_per_block": self.samples_per_block,
+            **compression,
+            "taps": [tap.to_json() for tap in self.taps],
+            "index_crc32c": dict(index_crcs),
+            "fingerprint": fingerprint.mapping,
+        }
+
+    def root_metadata(
+        self, fingerprint: Fingerprint, index_crcs: Mapping[str, str], origin: Mapping[str, Any]
+    ) -> bytes:
+        """Return the root `zarr.json`."""
+        manifest = self.manifest(fingerprint, index_crcs)
+        return zarr3.encode_json(zarr3.group_metadata({MANIFEST: manifest, ORIGIN: dict(origin)}))
+
+    def array_elements(self) -> int:
+        """Numbers in the largest stack."""
+        return max(math.prod(self.array_shape(stack)) for stack in self.stacks)
+
+    def tap_bytes(self) -> dict[str, int]:
+        """Bytes of each tap's chunks with their checksums, all shards together, uncompressed."""
+        sizes = dict.fromkeys((tap.name for stack in self.stacks for tap in stack.taps), 0)
+        for stack in self.stacks:
+            for tap in stack.taps:
+                sizes[tap.name] += self.n_blocks * (self.chunk_bytes(stack) + zarr3.CRC_BYTES)
+        return sizes
+
+
+def parse_manifest(manifest: Any) -> tuple[Geometry, Fingerprint, dict[str, str]]:
+    """Turn a manifest back into geometry, fingerprint and index checksums.
+
+    Raises:
+        CacheVersionError: a version this program does not know.
+        ValueError, TypeError, KeyError: any other fault; the caller names the file.
+    """
+    if not isinstance(manifest, dict):
+        raise TypeError(f"the attribute {MANIFEST} is not a mapping")
+    version = manifest["version"]
+    if version != FORMAT_VERSION:
+        raise CacheVersionError(
+            f"format version {version!r}; this program reads version {FORMAT_VERSION}: install the "
+            "program version that wrote the cache, or extract again into another folder"
+        )
+    values = dict(manifest)
+    fingerprint = Fingerprint(values.pop("fingerprint"))
+    crcs = values.pop("index_crc32c")
+    values.pop("version")
+    taps = tuple(TapSpec(**(tap | {"shape": tuple(tap["shape"])})) for tap in values.pop("taps"))
+    geometry = Geometry(taps=taps, **values)
+    if list(crcs) != list(geometry.index_arrays()):
+        raise ValueError(f"index_crc32c must name {list(geometry.index_arrays())}")
+    if geometry.array_elements() > MAX_COUNT:
+        raise ValueError(f"the arrays would hold {geometry.array_elements()} numbers")
+    return geometry, fingerprint, crcs

@@ -1,0 +1,295 @@
+"""New caches out of finished ones: joined, narrowed, in another type or layout.
+
+Each writes a new folder and leaves its sources alone; run again after a kill it goes on, and on a
+finished result it does nothing. The cost is that of `rewrite`: one read of the chosen taps, one
+write. `append` writes the new samples and one shard, the others are shared with the old cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidTap
+from ..format.calibration import Calibration, calibration_samples
+from ..format.fingerprint import Fingerprint
+from ..format.layout import CacheLayout, plan_layout
+from ..format.spec import StorageTypes, TapSpec, types_by_tap
+from ..reading.cache import Cache
+from ..storage.location import local_path
+from . import identity
+from .join import Joined, alone, join
+from .rewrite import Progress, RewriteReport, rewrite
+
+
+def merge(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Make one cache of several of the same backbone, taps and storage type.
+
+    Rows come in the order of `paths`; content that several hold is stored once. On the disk the
+    samples are shuffled into each other, so that minibatches are as good as those of one
+    extraction.
+
+    Args:
+        paths: finished caches.
+        out: folder of the new one.
+        seed: of the shuffle.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        FingerprintMismatch: the caches are of different kinds; the message lists how.
+        CacheConflict: a row id stands for different inputs.
+        CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    caches = _open(paths)
+    joined = join(caches, order="shuffled", seed=seed)
+    first = caches[0].geometry
+    layout = _layout(
+        joined,
+        origin=caches[0].origin | {"assembled": f"merge of {len(caches)} caches"},
+        seed=seed,
+        block_tokens=_token_axes(caches[0]),
+        blocks_per_shard=_kept_blocks_per_shard(caches[0], first.taps),
+    )
+    return rewrite("merge", joined, layout, local_path(out, "cache merge"), progress=progress)
+
+
+def append(
+    path: str | Path,
+    parts: Sequence[str | Path],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Add the rows of `parts` to a cache: the result is a new folder that shares the old shards.
+
+    The samples of `path` keep their places; those of `parts` follow in blocks of their own. All
+    shards but the last are hard links (copies on another disk), so the cost is that of the new
+    rows. The old folder stays as it was and may be deleted when the new one is finished. New rows
+    are not shuffled among the old ones on the disk, only by the loader's window of blocks; `merge`
+    shuffles all.
+
+    Args:
+        path: the finished cache to add to.
+        parts: finished caches of the new rows; rows that are already there are left out.
+        out: folder of the new one.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        FingerprintMismatch, CacheConflict, CacheFull, CacheError, CacheDamaged: as for `merge`.
+    """
+    caches = _open([path, *parts])
+    joined = join(caches, order="after", seed=0)
+    base = caches[0].geometry
+    fixed = any(not stack.ragged for stack in base.stacks)
+    layout = _layout(
+        joined,
+        origin=caches[0].origin | {"assembled": "append"},
+        seed=base.seed,
+        block_tokens=base.block_tokens,
+        blocks_per_shard=base.blocks_per_shard,
+        samples_per_block=base.samples_per_block if fixed else None,
+    )
+    return rewrite(
+        "append", joined, layout, local_path(out, "cache append"), share=True, progress=progress
+    )
+
+
+def export_taps(
+    path: str | Path,
+    taps: Sequence[str],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Copy some taps of a cache into a new one: the one that an extraction of these taps gives.
+
+    Args:
+        path: a finished cache.
+        taps: names; stored in the order of the source.
+        out: folder of the new one.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        InvalidTap: an unknown tap, or none.
+        CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    return _reshape(
+        "export-taps",
+        Cache.open(local_path(path, "cache export-taps")),
+        out,
+        taps=taps,
+        progress=progress,
+    )
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    *,
+    dtype: StorageTypes | None = None,
+    taps: Sequence[str] | None = None,
+    compression: str | None = None,
+    block_tokens: int | None = None,
+    blocks_per_shard: int | None = None,
+    progress: Progress | None = None,
+) -> RewriteReport:
+    """Copy a cache into another storage type or layout.
+
+    Where the source had rounded the numbers already, the fingerprint of the result says through
+    which types they went: it is not the cache that an extraction in `dtype` gives.
+
+    Args:
+        path: a finished cache.
+        out: folder of the new one.
+        dtype: storage type, of all taps or of some by their names (the others keep theirs); None
+            for those of the source.
+        taps: names; None for all.
+        compression: of the chunks: "none", "zstd" or "zstd:LEVEL"; None for that of the source.
+        block_tokens: tokens of a block; None for those of the source.
+        blocks_per_shard: blocks of a shard; None for those of the source, or anew by size.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        ActivationOverflow: a number does not fit `dtype`; the message names tap and row.
+        ValueError, InvalidTap, CacheFull, CacheError, CacheDamaged: as they say.
+    """
+    return _reshape(
+        "convert",
+        Cache.open(local_path(path, "cache convert")),
+        out,
+        taps=taps,
+        dtype=dtype,
+        compression=compression,
+        block_tokens=block_tokens,
+        blocks_per_shard=blocks_per_shard,
+        progress=progress,
+    )
+
+
+def _reshape(
+    action: str,
+    cache: Cache,
+    out: str | Path,
+    *,
+    taps: Sequence[str] | None,
+    dtype: StorageTypes | None = None,
+    compression: str | None = None,
+    block_tokens: int | None = None,
+    blocks_per_shard: int | None = None,
+    progress: Progress | None,
+) -> RewriteReport:
+    joined, chosen = alone(cache), _choose(cache, taps)
+    axes = _token_axes(cache)
+    layout = _layout(
+        joined,
+        taps=chosen,
+        dtype=dtype,
+        compression=compression,
+        seed=cache.geometry.seed,
+        origin=cache.origin,
+        block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
+        blocks_per_shard=blocks_per_shard or _kept_blocks_per_shard(cache, chosen),
+    )
+    return rewrite(action, joined, layout, local_path(out, f"cache {action}"), progress=progress)
+
+
+def _open(paths: Sequence[str | Path]) -> list[Cache]:
+    folders = [local_path(path, "joining caches") for path in paths]
+    if len({path.resolve() for path in folders}) < len(paths) or not paths:
+        raise ValueError(f"give different caches, at least one; given: {[*map(str, paths)]}")
+    caches = [Cache.open(path) for path in folders]
+    identity.check_same_kind(caches)
+    return caches
+
+
+def _choose(cache: Cache, taps: Sequence[str] | None) -> tuple[TapSpec, ...]:
+    if taps is None:
+        return cache.taps
+    known = [tap.name for tap in cache.taps]
+    unknown = [name for name in taps if name not in known]
+    if unknown or not taps:
+        raise InvalidTap(f"taps {unknown} are not in {cache.path}; it has {known}")
+    return tuple(tap for tap in cache.taps if tap.name in taps)
+
+
+def _token_axes(cache: Cache) -> dict[str, int]:
+    """Return the block sizes that a caller chose; those of frames follow from bytes."""
+    tokens = {tap.axis for tap in cache.taps if tap.kind == "tokens"}
+    return {axis: n for axis, n in cache.geometry.block_tokens.items() if axis in tokens}
+
+
+def _kept_blocks_per_shard(cache: Cache, taps: Sequence[TapSpec]) -> int | None:
+    """Return the blocks of a shard if they depend on nothing that changes, None otherwise."""
+    tokens = all(tap.kind == "tokens" for tap in (*cache.taps, *taps))
+    return cache.geometry.blocks_per_shard if tokens else None
+
+
+def _layout(
+    joined: Joined,
+    *,
+    origin: Mapping[str, Any],
+    seed: int,
+    block_tokens: Mapping[str, int],
+    blocks_per_shard: int | None,
+    taps: tuple[TapSpec, ...] | None = None,
+    dtype: StorageTypes | None = None,
+    compression: str | None = None,
+    samples_per_block: int | None = None,
+) -> CacheLayout:
+    """Lay out the samples of `joined` in its order, under the fingerprint that fits."""
+    first = joined.caches[0]
+    taps = taps or first.taps
+    stored = {tap.name: first.geometry.types[tap.name] for tap in taps}
+    target: Any = stored if dtype is None else _types(dtype, stored, taps)
+    mapping = first.fingerprint.mapping
+    if len(joined.caches) > 1:
+        mapping = identity.of_table(mapping, joined.keys, joined.row_to_sample, joined.row_ids)
+        mapping = identity.of_rounding(mapping, joined.caches)
+    if len(taps) < len(first.taps):
+        mapping = identity.of_taps(mapping, [tap.name for tap in taps])
+    if target != stored:
+        mapping = identity.of_type(mapping, stored, target)
+    axes = {tap.axis for tap in taps if tap.ragged}
+    lengths = {axis: values for axis, values in joined.lengths.items() if axis in axes}
+    layout = plan_layout(
+        taps=taps,
+        lengths=lengths or None,
+        n_samples=len(joined.sample),
+        row_to_sample=joined.row_to_sample,
+        row_ids=joined.row_ids,
+        dtype=target,
+        fingerprint=Fingerprint(mapping),
+        seed=seed,
+        block_tokens={axis: size for axis, size in block_tokens.items() if axis in axes},
+        blocks_per_shard=blocks_per_shard,
+        origin=origin,
+        order=joined.order,
+        samples_per_block=samples_per_block,
+        rms=first.rms or None,
+        compression=compression or first.geometry.compression,
+    )
+    unknown = [
+        tap for s in layout.geometry.coded_stacks for tap in s.tap_names if tap not in first.rms
+    ]
+    if not unknown:
+        return layout
+    found = Calibration()
+    found.add(first.read(joined.sample[calibration_samples(layout)], unknown))
+    return replace(layout, rms=first.rms | found.rms())
+
+
+def _types(
+    dtype: StorageTypes, stored: Mapping[str, str], taps: Sequence[TapSpec]
+) -> dict[str, str]:
+    """Return the storage type of each tap of the new cache."""
+    asked = types_by_tap(dtype, taps) if isinstance(dtype, str) else dict(dtype)
+    unknown = sorted(asked.keys() - stored.keys())
+    if unknown:
+        raise InvalidTap(f"no taps {unknown} to store in another type; there are {[*stored]}")
+    return dict(stored) | asked
