@@ -1,11 +1,12 @@
 """Minibatches from several caches at once, in an order that depends on seed and epoch alone.
 
-The source that would read most bytes leads: its blocks come in random order and the examples of a
-window of blocks are mixed (see `order`), so its disk is read block by block. The other sources are
-read wherever their samples lie, which is cheap only from memory; the tier's reason says what of
-them is held. The order depends neither on the tier, nor on the memory or the speed of any thread.
+The source that would read most bytes is the primary one: its blocks come in random order and the
+examples of a window of blocks are mixed (see `order`), so its disk is read block by block. The
+other sources are read wherever their samples lie, which is cheap only from memory; the tier's
+reason says what of them is held. The order depends neither on the tier, nor on the memory or the
+speed of any thread.
 
-Examples that share a sample of the leading source, as the captions of one image do, are kept apart:
+Examples that share a sample of the primary source, as the captions of one image do, are kept apart:
 an epoch is then several rounds over that source, as random pairs would need, and no example meets
 its own sample as a negative within a round.
 """
@@ -24,9 +25,8 @@ from torch import Tensor
 
 from ..format.spec import Ints
 from ..memory import PREFETCH, MemoryPlan, Tier, plan_memory, usual_device_limit
-from .order import Limits, Order, cut_batches, rank_parts, window_order
+from .order import Limits, cut_batches, rank_parts, window_order
 from .sources import Feed, Part, Source
-from .stream import Stream
 
 
 def default_threads() -> int:
@@ -70,7 +70,7 @@ class JointLoader:
         device_limit: bytes of the device's memory to use at most; None for half of what is free.
         drop_last: leave out a last batch that is not full.
         window: blocks mixed together.
-        spread: keep examples apart that share a sample of the leading source.
+        spread: keep examples apart that share a sample of the primary source.
         device: where the states of a batch go, int8 numbers as bytes; None for host memory.
         max_tokens: tokens and frames of a batch at most, over all sources; an example that has
             more is a batch of its own. None for no limit but `batch_size`.
@@ -83,7 +83,7 @@ class JointLoader:
         tier, tier_reason: what was chosen and why.
         memory_bytes: used at most, for the blocks held and the batches alive.
         device_bytes: the same of the device's memory.
-        lead: name of the source whose blocks give the order.
+        primary: name of the source whose blocks give the order.
 
     Raises:
         InvalidTap: unknown taps.
@@ -137,15 +137,15 @@ class JointLoader:
         self.memory_bytes, self.device_bytes = self.memory.nbytes, self.memory.device_bytes
 
     def _open(self, tier: Tier, limit: int | None, device_limit: int | None) -> MemoryPlan:
-        """Choose who leads, plan the memory of all sources, and take it."""
+        """Choose the primary source, plan the memory of all sources, and take it."""
         asked = {name: feed.demands(self.limits) for name, feed in self.feeds.items()}
         weight = {name: sum(d.needed * d.block for d in asked[name]) for name in asked}
-        self.lead = max(weight, key=lambda name: weight[name])
-        lead = self.feeds[self.lead]
-        if lead.segments == 1:  # other segments come from anywhere; in order two windows do
-            wanted = 2 * self.window + 1  # and one for the threads' buffers
-            asked[self.lead] = [replace(d, window=wanted) for d in asked[self.lead]]
-        names = sorted(asked, key=lambda name: (name != self.lead, weight[name]))
+        self.primary = max(weight, key=lambda name: weight[name])
+        primary = self.feeds[self.primary]
+        if primary.segments == 1:  # other segments come from anywhere; in order two windows do
+            wanted = 2 * self.window
+            asked[self.primary] = [replace(d, window=wanted) for d in asked[self.primary]]
+        names = sorted(asked, key=lambda name: (name != self.primary, weight[name]))
         free = usual_device_limit(self.device)
         if free is not None and device_limit is not None:
             free = device_limit
@@ -156,11 +156,7 @@ class JointLoader:
         left = list(plan.capacities)
         for name in names:
             mine = [left.pop(0) for _ in asked[name]]
-            held = all(m >= d.needed for m, d in zip(mine, asked[name], strict=True))
-            if plan.tier == "disk" and name == self.lead and lead.segments == 1 and not held:
-                lead.open_lanes(mine, threads=self.threads)
-            else:
-                self.feeds[name].open(mine, shared=shared, home=home)
+            self.feeds[name].open(mine, shared=shared, home=home)
         return plan
 
     def __len__(self) -> int:
@@ -181,9 +177,8 @@ class JointLoader:
     def _epoch(self, number: int) -> "_Epoch":
         if self._known is None or self._known.number != number:
             drawn = self._drawn(number)
-            order = self._order(number, drawn)
-            batches = self._cut(order.positions, drawn)
-            self._known = _Epoch(number, drawn, order.window, batches)
+            batches = self._cut(self._order(number, drawn), drawn)
+            self._known = _Epoch(number, drawn, batches)
         return self._known
 
     def _cut(self, order: Ints, drawn: Mapping[str, Ints]) -> list[Ints]:
@@ -198,19 +193,18 @@ class JointLoader:
 
     def order(self, epoch: int) -> Ints:
         """Return the positions of the examples in the order of an epoch, int64 [n]."""
-        return self._order(epoch, self._drawn(epoch)).positions
+        return self._order(epoch, self._drawn(epoch))
 
     def _drawn(self, epoch: int) -> dict[str, Ints]:
         """Samples of every example in an epoch, [n, S] for each source."""
         feeds = enumerate(self.feeds.items())
         return {name: feed.drawn(self.seed, epoch, number) for number, (name, feed) in feeds}
 
-    def _order(self, epoch: int, drawn: Mapping[str, Ints]) -> Order:
+    def _order(self, epoch: int, drawn: Mapping[str, Ints]) -> Ints:
         if not self.shuffle:
-            positions = np.arange(self._count, dtype=np.int64)
-            return Order(positions, np.zeros_like(positions))
-        feed = self.feeds[self.lead]
-        block = feed.cache.table.block[drawn[self.lead][:, 0]]
+            return np.arange(self._count, dtype=np.int64)
+        feed = self.feeds[self.primary]
+        block = feed.cache.table.block[drawn[self.primary][:, 0]]
         same = feed.samples[:, 0] if self.spread else None  # whatever view is drawn
         return window_order(block, np.random.default_rng([self.seed, epoch]), self.window, same)
 
@@ -249,13 +243,11 @@ class _Epoch(NamedTuple):
     Attributes:
         number: of the epoch.
         drawn: samples of every example, [n, S] for each source.
-        windows: window of blocks of every example, int64 [n].
         batches: positions of the examples of each batch.
     """
 
     number: int
     drawn: dict[str, Ints]
-    windows: Ints
     batches: list[Ints]
 
 
@@ -294,17 +286,11 @@ class _Maker:
         self, loader: JointLoader, epoch: _Epoch, batches: Sequence[Ints], stack: ExitStack
     ) -> None:
         self._feeds, self._drawn, self._batches = loader.feeds, epoch.drawn, batches
-        device, lead = loader.device, loader.feeds[loader.lead]
+        device = loader.device
         here = loader.tier == "device" or device is None or device.type == "cpu"
-        self.early = [n for n, feed in loader.feeds.items() if not (here and feed.at_hand())]
-        own = 0 if lead.streams else 1  # the caller reads as well, unless threads do it all
-        readers = stack.enter_context(more_threads(loader.threads - own))
-        self._benches = {n: f.workbenches(device, readers) for n, f in loader.feeds.items()}
-        self._streams: dict[str, Stream] = {}
-        if lead.streams and readers is not None:
-            samples = epoch.drawn[loader.lead][:, 0]
-            self._streams[loader.lead] = lead.stream(batches, samples, epoch.windows, readers)
-            stack.callback(self._streams[loader.lead].close)
+        self.early = [n for n, feed in loader.feeds.items() if not (here and feed.resident())]
+        readers = stack.enter_context(more_threads(loader.threads - 1))  # the caller reads as well
+        self._buffers = {n: f.batch_buffers(device, readers) for n, f in loader.feeds.items()}
         self._cuda: torch.cuda.Stream | None = None
         if device is not None and device.type == "cuda" and loader.tier != "device":
             self._cuda = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -323,6 +309,4 @@ class _Maker:
 
     def _part(self, name: str, place: int) -> Part:
         samples = self._drawn[name][self._batches[place]]
-        stream = self._streams.get(name)
-        filled = None if stream is None else stream.take(place)
-        return self._feeds[name].gather(samples, self._benches[name], filled)
+        return self._feeds[name].gather(samples, self._buffers[name])

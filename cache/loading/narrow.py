@@ -7,8 +7,7 @@ on the tier, the memory, or the speed of any thread.
 
 Tiers: "device" and "host" keep every block they need in memory after its first touch, shared by
 the loaders of one `Cache` object and the same taps: the first epoch streams from the disk while it
-fills them. "disk" reads each block once an epoch, by threads that fill the batches of the next
-window while those of the present one are handed out; a cache of few blocks is held all the same. A
+fills them. "disk" holds two windows of blocks and reads each block once an epoch. A
 thread prepares the next batches where they are not at hand. Cost of a batch: one copy of its rows.
 """
 

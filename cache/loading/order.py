@@ -5,7 +5,6 @@ before packing, so this is as good as a full shuffle. Cost: a few sorts of the e
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -62,17 +61,10 @@ def cut_batches(
     return batches
 
 
-class Order(NamedTuple):
-    """An epoch: positions of the examples in order, and the window of each position, int64 [n]."""
-
-    positions: Ints
-    window: Ints
-
-
 def window_order(
     blocks: Ints, rng: np.random.Generator, window: int, spread: Ints | None = None
-) -> Order:
-    """Return the examples in shuffled order.
+) -> Ints:
+    """Return the positions of the examples in shuffled order, int64 [n].
 
     Args:
         blocks: the block that each example reads, int64 [n].
@@ -85,20 +77,12 @@ def window_order(
     present, which = np.unique(blocks[shuffled], return_inverse=True)
     turn = rng.permutation(len(present))[which] // window  # window of each position
     if spread is None:
-        positions = shuffled[np.argsort(turn, kind="stable")].astype(np.int64)
-        return Order(positions, _scatter(shuffled, turn))
+        return shuffled[np.argsort(turn, kind="stable")].astype(np.int64)
     rounds = _rounds(spread[shuffled], rng)
     for number in range(1, int(rounds.max(initial=0)) + 1):  # each round in an order of its own
         inside = rounds == number
         turn[inside] = rng.permutation(len(present))[which[inside]] // window
-    positions = shuffled[np.lexsort((turn, rounds))].astype(np.int64)
-    return Order(positions, _scatter(shuffled, rounds * (1 + int(turn.max(initial=0))) + turn))
-
-
-def _scatter(places: Ints, values: Ints) -> Ints:
-    result = np.empty(len(places), np.int64)
-    result[places] = values
-    return result
+    return shuffled[np.lexsort((turn, rounds))].astype(np.int64)
 
 
 def _rounds(values: Ints, rng: np.random.Generator) -> Ints:

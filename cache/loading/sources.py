@@ -16,10 +16,9 @@ from torch import Tensor
 from ..format.spec import Ints, Stack
 from ..memory import ALIVE, Demand
 from ..reading.block_store import BlockStore, Factors, finish, write_numbers
-from ..reading.buffers import Workbench
+from ..reading.buffers import BatchBuffers
 from ..reading.cache import Cache, TapGroup
 from .order import Limits, draw_views
-from .stream import Lane, Stream
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +84,6 @@ class Feed:
         self.shapes = self.cache.shapes(taps)
         self.taps = tuple(taps)
         self._stores: list[BlockStore] = []
-        self._lanes: list[Lane] = []
         self._most: list[int] = []  # rows of the largest batch, for each stack
 
     @property
@@ -173,77 +171,41 @@ class Feed:
             for group, capacity in zip(self.groups, capacities, strict=True)
         ]
 
-    def open_lanes(self, capacities: Sequence[int], *, threads: int) -> None:
-        """Take memory for batches that are filled from the disk, instead of for blocks.
-
-        Args:
-            capacities: blocks of each stack whose memory may be taken.
-            threads: that read.
-        """
-        self._lanes = [
-            Lane(
-                group.stack,
-                self.cache.channels(group.taps, capacity, most_rows=most, threads=threads),
-            )
-            for group, capacity, most in zip(self.groups, capacities, self._most, strict=True)
-        ]
-
     @property
     def held_bytes(self) -> int:
-        """Bytes held from epoch to epoch: of blocks, or of what batches are filled in."""
-        blocks = sum(store.nbytes for store in self._stores)
-        return blocks + sum(each.nbytes for lane in self._lanes for each in lane.channels)
-
-    @property
-    def streams(self) -> bool:
-        """Whether batches are filled from the disk, by a `Stream`."""
-        return bool(self._lanes)
-
-    def stream(
-        self, batches: Sequence[Ints], samples: Ints, windows: Ints, readers: Executor
-    ) -> Stream:
-        """Begin an epoch from the disk, see `Stream`."""
-        return Stream(
-            self.cache, self._lanes, batches, samples=samples, windows=windows, readers=readers
-        )
+        """Bytes of the blocks held from epoch to epoch."""
+        return sum(store.nbytes for store in self._stores)
 
     def resident(self) -> bool:
         """Whether all blocks that an epoch can touch are in memory."""
-        return not self.streams and all(map(BlockStore.holds, self._stores, self._needed))
+        return all(map(BlockStore.holds, self._stores, self._needed))
 
-    def at_hand(self) -> bool:
-        """Whether a batch on the host takes one copy, or none, when it is asked for."""
-        plain = len(self.shapes) == len(self.groups) and all(
-            len(lane.channels) == 1 for lane in self._lanes
-        )
-        return self.resident() or (self.streams and plain)
-
-    def workbenches(self, device: torch.device | None, readers: Executor | None) -> list[Workbench]:
+    def batch_buffers(
+        self, device: torch.device | None, readers: Executor | None
+    ) -> list[BatchBuffers]:
         """Return what the batches of an epoch are made with, one for each stack."""
         return [
-            Workbench(most_rows=rows, keep=ALIVE, device=device, readers=readers)
+            BatchBuffers(most_rows=rows, keep=ALIVE, device=device, readers=readers)
             for rows in self._most
         ]
 
     def gather(
         self,
         samples: Ints,
-        benches: Sequence[Workbench],
-        filled: Sequence[Sequence[Tensor]] | None = None,
+        buffers: Sequence[BatchBuffers],
     ) -> Part:
         """Read samples [b, S] into a part; all first segments come first.
 
         Args:
             samples: to read.
-            benches: what the stacks are made with.
-            filled: the rows of these samples, from a `Stream`.
+            buffers: what the stacks are made with.
         """
         flat = samples.T.reshape(-1)  # [S * b]
         states: dict[str, Tensor] = {}
         stacks: list[Tensor] = []
         offsets: dict[str, Tensor] = {}
         for stack in self.shapes:
-            values = self._gather(stack, flat, benches, filled)
+            values = self._gather(stack, flat, buffers)
             stacks.append(values)
             states |= dict(zip(stack.tap_names, values, strict=True))
             if stack.ragged and stack.axis not in offsets:
@@ -257,34 +219,17 @@ class Feed:
         self,
         stack: Stack,
         samples: Ints,
-        benches: Sequence[Workbench],
-        filled: Sequence[Sequence[Tensor]] | None,
+        buffers: Sequence[BatchBuffers],
     ) -> Tensor:
         """Read taps of one shape, [n_taps, T, *shape]; float32 where they lie in several types."""
         mine = [n for n, group in enumerate(self.groups) if group.taps[0] in stack.tap_names]
-        factors = {n: self._factors[n] for n in mine}
-        if filled is None:
-            places = self.cache.places(stack, samples)
-            parts = {n: self._stores[n].parts(*places, benches[n]) for n in mine}
-        else:
-            parts = {n: self._fetched(filled[n], factors[n], stack, benches[n]) for n in mine}
-        first = mine[0]
+        places, first = self.cache.places(stack, samples), mine[0]
+        parts = {n: self._stores[n].parts(*places, buffers[n]) for n in mine}
         if len(mine) == 1:
-            return finish(parts[first], factors[first], benches[first])
+            return finish(parts[first], self._factors[first], buffers[first])
         shape = (len(stack.taps), *parts[first][0].shape[1:])
-        values = benches[first].floats(shape)
+        values = buffers[first].floats(shape)
         by_tap = dict(zip(stack.tap_names, values, strict=True))
         for n in mine:
-            write_numbers([by_tap[tap] for tap in self.groups[n].taps], parts[n], factors[n])
+            write_numbers([by_tap[tap] for tap in self.groups[n].taps], parts[n], self._factors[n])
         return values
-
-    @staticmethod
-    def _fetched(
-        filled: Sequence[Tensor], factors: Factors | None, stack: Stack, bench: Workbench
-    ) -> list[Tensor]:
-        """Return what a `Stream` has filled, [n_taps, T, *shape], where the batch is wanted."""
-        shapes = [stack.shape, *([] if factors is None else [factors.scales.stack.shape])]
-        return [
-            bench.fetch(rows).view(*rows.shape[:2], *shape)
-            for rows, shape in zip(filled, shapes, strict=True)
-        ]

@@ -22,7 +22,7 @@ from ..format.packing import Runs, find_runs
 from ..format.quantize import dequantize
 from ..format.spec import Bytes, Ints
 from ..memory import STAGED
-from .buffers import SHARES, Workbench, large_pages
+from .buffers import SHARES, BatchBuffers, large_pages
 from .chunks import ChunkReader
 
 _NOTHING: Bytes = np.empty(0, np.uint8)
@@ -104,12 +104,12 @@ class _Slab:
         for low, start, count in zip(*columns, strict=True):
             target[:, start : start + count] = source[:, low : low + count]
 
-    def room(self, rows: int, bench: Workbench) -> Tensor:
+    def room(self, rows: int, buffers: BatchBuffers) -> Tensor:
         """Return an uninitialised tensor for gathered rows, [n_taps, rows, width]."""
         shape = (len(self.values), rows, self.values.shape[2])
         if self._home is not None:
             return torch.empty(shape, dtype=self.values.dtype, device=self._home)
-        return bench.room(shape, self.values.dtype)
+        return buffers.room(shape, self.values.dtype)
 
 
 class BlockStore:
@@ -159,52 +159,54 @@ class BlockStore:
         with self._lock:
             return all(block in self._place for block in blocks.tolist())
 
-    def gather(self, blocks: Ints, rows: Ints, bench: Workbench | None = None) -> Tensor:
+    def gather(self, blocks: Ints, rows: Ints, buffers: BatchBuffers | None = None) -> Tensor:
         """Return rows of blocks as a new tensor, [n_taps, T, *shape].
 
         Args:
             blocks: block of each row, int64 [T].
             rows: position of each row in its block, int64 [T].
-            bench: what the tensor is made with; None for plain host memory.
+            buffers: what the tensor is made with; None for plain host memory.
         """
-        bench = Workbench() if bench is None else bench
-        return finish(self.parts(blocks, rows, bench), self._factors, bench)
+        buffers = BatchBuffers() if buffers is None else buffers
+        return finish(self.parts(blocks, rows, buffers), self._factors, buffers)
 
-    def parts(self, blocks: Ints, rows: Ints, bench: Workbench) -> list[Tensor]:
+    def parts(self, blocks: Ints, rows: Ints, buffers: BatchBuffers) -> list[Tensor]:
         """Return rows as they are held: numbers, or codes and scales; see `gather`."""
-        room = [slab.room(len(blocks), bench) for slab in self._slabs]
+        room = [slab.room(len(blocks), buffers) for slab in self._slabs]
         with self._lock:
-            self._gather(find_runs(blocks, rows), room, bench)
+            self._gather(find_runs(blocks, rows), room, buffers)
         return [
-            each.view(len(self._taps), len(blocks), *slab.shape).to(bench.device, non_blocking=True)
+            each.view(len(self._taps), len(blocks), *slab.shape).to(
+                buffers.device, non_blocking=True
+            )
             for each, slab in zip(room, self._slabs, strict=True)
         ]
 
-    def _gather(self, runs: Runs, room: Sequence[Tensor], bench: Workbench) -> None:
+    def _gather(self, runs: Runs, room: Sequence[Tensor], buffers: BatchBuffers) -> None:
         """Copy runs of rows, those of at most `capacity` blocks at a time."""
         needed = np.unique(runs.block)
         for low in range(0, len(needed), self.capacity):
             part = needed[low : low + self.capacity]
-            places = np.array(self.ensure(part, bench), np.int64)
+            places = np.array(self.ensure(part, buffers), np.int64)
             inside = (runs.block >= part[0]) & (runs.block <= part[-1])
             chosen = runs.cut(inside)
             first = places[np.searchsorted(part, chosen.block)] * self._rows + chosen.row
             jobs = [
                 partial(slab.copy_rows, first[share], chosen.cut(share), out)
                 for slab, out in zip(self._slabs, room, strict=True)
-                for share in self._shares(chosen, out, bench)
+                for share in self._shares(chosen, out, buffers)
             ]
-            bench.run(jobs)
+            buffers.run(jobs)
 
-    def _shares(self, runs: Runs, out: Tensor, bench: Workbench) -> list[slice]:
+    def _shares(self, runs: Runs, out: Tensor, buffers: BatchBuffers) -> list[slice]:
         """Cut runs into shares for several threads, if there is enough to copy."""
-        parts = 1 if self._home is not None else min(bench.shares, 1 + out.nbytes // SHARE)
+        parts = 1 if self._home is not None else min(buffers.shares, 1 + out.nbytes // SHARE)
         step = max(1, -(-len(runs.row) // parts))
         return [slice(low, low + step) for low in range(0, len(runs.row), step)]
 
-    def ensure(self, blocks: Ints, bench: Workbench | None = None) -> list[int]:
+    def ensure(self, blocks: Ints, buffers: BatchBuffers | None = None) -> list[int]:
         """Load the blocks that are not held, evicting the oldest others; return their places."""
-        bench = Workbench() if bench is None else bench
+        buffers = BatchBuffers() if buffers is None else buffers
         wanted = blocks.tolist()
         for block in wanted:
             if block in self._place:
@@ -212,17 +214,17 @@ class BlockStore:
         missing = [block for block in wanted if block not in self._place]
         step = len(missing) if self._home is None else STAGED
         for low in range(0, len(missing), max(1, step)):
-            self._load(missing[low : low + step], bench)
+            self._load(missing[low : low + step], buffers)
         return [self._place[block] for block in wanted]
 
-    def _load(self, blocks: Sequence[int], bench: Workbench) -> None:
+    def _load(self, blocks: Sequence[int], buffers: BatchBuffers) -> None:
         """Read blocks, all at once: several threads share them out, chunk by chunk if need be."""
         places = [
             self._free.pop() if self._free else self._place.popitem(last=False)[1] for _ in blocks
         ]
         entries = places if self._home is None else range(len(places))
         requests = self._slabs[0].reader.requests
-        shares = bench.shares if requests is None else SHARES
+        shares = buffers.shares if requests is None else SHARES
         parts = max(1, -(-shares // (len(blocks) * len(self._slabs))))
         if requests is None:  # a thread costs more than it gives for a chunk or two
             parts = min(parts, max(1, self._block_bytes // LEAST))
@@ -234,7 +236,7 @@ class BlockStore:
             for part in (slice(low, low + step) for low in range(0, len(self._taps), step))
         ]
         try:
-            bench.run(jobs, requests)
+            buffers.run(jobs, requests)
             for slab in self._slabs:
                 slab.settle(places)
         except BaseException:
@@ -243,11 +245,11 @@ class BlockStore:
         self._place.update(zip(blocks, places, strict=True))
 
 
-def finish(parts: Sequence[Tensor], factors: Factors | None, bench: Workbench) -> Tensor:
+def finish(parts: Sequence[Tensor], factors: Factors | None, buffers: BatchBuffers) -> Tensor:
     """Return the numbers of a batch: as they are, or new ones of codes and scales."""
     if factors is None:
         return parts[0]
-    numbers = bench.floats(tuple(parts[0].shape))
+    numbers = buffers.floats(tuple(parts[0].shape))
     write_numbers(numbers.unbind(), parts, factors)
     return numbers
 

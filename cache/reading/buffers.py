@@ -30,7 +30,7 @@ def large_pages(nbytes: int) -> Tensor:
     return torch.from_numpy(np.empty(nbytes, np.uint8))
 
 
-class Workbench:
+class BatchBuffers:
     """Makes room for the batches of one epoch of one stack.
 
     Args:
@@ -86,13 +86,6 @@ class Workbench:
         if self.on_host:
             return self.room(shape, torch.float32)
         return torch.empty(shape, device=self.device)
-
-    def fetch(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of host memory where batches are wanted; to CUDA by a pinned copy."""
-        if self.device is not None and self.device.type == "cuda":
-            pinned = self.room(tuple(tensor.shape), tensor.dtype).copy_(tensor)
-            return pinned.to(self.device, non_blocking=True)
-        return tensor.to(self.device)
 
     def run(self, jobs: Sequence[Callable[[], None]], readers: Executor | None = None) -> None:
         """Do all jobs, here and in the threads of `readers`; all have ended if one raises."""

@@ -21,7 +21,6 @@ from ..format.layout import check_keys
 from ..format.ledger import Entry
 from ..format.packing import BlockTable
 from ..format.spec import Bytes, Ints, Stack, TapSpec, common_type, group_taps
-from ..loading.channel import Channel
 from ..storage.location import Location, ObjectPath, absolute, parse_location
 from ..storage.records import Manifest, check_children, read_finished, read_index, read_manifest
 from .block_store import BlockStore, Factors
@@ -267,19 +266,6 @@ class Cache:
         if scales is None:
             return None
         return Factors(self._readers[scales.name], [self.rms[tap] for tap in taps])
-
-    def channels(self, taps: Sequence[str], capacity: int, **options: int) -> list[Channel]:
-        """Return the ways of some taps of one stack into batches: of the numbers, of the scales.
-
-        Args:
-            taps: names.
-            capacity: blocks whose memory they take together.
-            options: see `Channel`.
-        """
-        stack, numbers = self.stack_of(taps)
-        factors = self.factors(taps)
-        readers = [self._readers[stack.name], *([] if factors is None else [factors.scales])]
-        return [Channel(each, self.geometry, numbers, capacity, **options) for each in readers]
 
     def shared_store(self, taps: Sequence[str], home: torch.device | None = None) -> BlockStore:
         """Return room for all blocks, shared by all who ask for the same taps in the same order."""

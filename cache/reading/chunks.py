@@ -9,7 +9,7 @@ Compressed chunks are read one by one; each takes its stored bytes beside those 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Literal
 
@@ -67,21 +67,13 @@ class ChunkReader:
         self._packed = geometry.level is not None
         self.at_once = max(1, min(_MAX_RUN, self.run_bytes // (self._chunk_bytes + CRC_BYTES)))
 
-    def read_block(
-        self,
-        block: int,
-        taps: Sequence[int],
-        into: Sequence[Bytes],
-        done: Callable[[slice], None] | None = None,
-    ) -> None:
+    def read_block(self, block: int, taps: Sequence[int], into: Sequence[Bytes]) -> None:
         """Read some taps of a block.
 
         Args:
             block: number of the block.
             taps: positions of the taps in the stack.
-            into: for each tap a contiguous uint8 array of the chunk's size; with `done` the same
-                may come again after `at_once` others.
-            done: called with the places in `taps` of chunks that were read and checked, in order.
+            into: for each tap a contiguous uint8 array of the chunk's size.
 
         Raises:
             CacheIncomplete: the block's shard is not written yet.
@@ -102,15 +94,11 @@ class ChunkReader:
             if self._packed:
                 places = zip(found.offsets.tolist(), found.sizes.tolist(), strict=True)
                 chunks = (os.pread(fd, size + CRC_BYTES, offset) for offset, size in places)
-                for run in self._unpack(block, taps, into, chunks, found):
-                    if done is not None:
-                        done(run)
+                self._unpack(block, taps, into, chunks, found)
                 return
             for run in self._runs(found.offsets):
                 stored = self._read_run(fd, int(found.offsets[run.start]), into[run], path)
                 self._check(block, taps[run], into[run], stored, found.crcs[run])
-                if done is not None:
-                    done(run)
         finally:
             os.close(fd)
 
@@ -206,8 +194,8 @@ class ChunkReader:
         into: Sequence[Bytes],
         stored: Iterable[bytes | Bytes],
         index: ShardIndex,
-    ) -> Iterator[slice]:
-        """Check and decompress chunks, given with their checksums; yield the place of each."""
+    ) -> None:
+        """Check and decompress chunks, given with their checksums."""
         shard = block // self._geometry.blocks_per_shard
         path = self._root / self._geometry.shard_path(self.stack, shard)
         for number, raw in enumerate(stored):
@@ -220,7 +208,6 @@ class ChunkReader:
                 decompress(data, into[number])
             except ValueError as error:
                 raise CacheDamaged(f"{path}: {error}; {WAY_OUT}") from error
-            yield slice(number, number + 1)
 
     def _damaged(self, block: int, tap: int) -> CacheDamaged:
         shard = block // self._geometry.blocks_per_shard

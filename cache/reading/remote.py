@@ -5,7 +5,7 @@ its own, and is read in parts of `PART` bytes, all of them in flight. Checksums 
 disk. A connection that breaks and a store that is busy are tried again, see `location`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -42,13 +42,7 @@ class RemoteChunkReader(ChunkReader):
         self.requests = _requests()
         self._store = root
 
-    def read_block(
-        self,
-        block: int,
-        taps: Sequence[int],
-        into: Sequence[Bytes],
-        done: Callable[[slice], None] | None = None,
-    ) -> None:
+    def read_block(self, block: int, taps: Sequence[int], into: Sequence[Bytes]) -> None:
         """Read some taps of a block, see `ChunkReader.read_block`.
 
         Raises:
@@ -60,9 +54,7 @@ class RemoteChunkReader(ChunkReader):
         if self._packed:
             lengths = [size + CRC_BYTES for size in found.sizes.tolist()]
             chunks = _ranges(path, found.offsets.tolist(), lengths)
-            for run in self._unpack(block, taps, into, chunks, found):
-                if done is not None:
-                    done(run)
+            self._unpack(block, taps, into, chunks, found)
             return
         offsets, _, crcs = found
         stride, runs = self._chunk_bytes + CRC_BYTES, [*self._runs(offsets)]
@@ -74,8 +66,6 @@ class RemoteChunkReader(ChunkReader):
                 np.copyto(target, row[:-CRC_BYTES])
             stored = np.ascontiguousarray(rows[:, -CRC_BYTES:]).view("<u4")[:, 0]
             self._check(block, taps[run], into[run], stored, crcs[run])
-            if done is not None:
-                done(run)
 
     def _index_of(self, shard: int, path: ObjectPath) -> ShardIndex:
         known = self._index.get(shard)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
 from cache.loading.order import Limits, cut_batches, rank_parts
-from cache.reading.buffers import Workbench
+from cache.reading.buffers import BatchBuffers
 
 RNG = np.random.default_rng(11)
 LENGTHS = (*RNG.integers(0, 12, 119).tolist(), 63)
@@ -160,7 +160,6 @@ def test_never_more_memory_than_stated_under_any_bound(opened, data):
         batches = loader(fresh, **limits)
         feed = batches.joint.feeds[""]
         beside = feed.held_bytes - feed.block_bytes * batches.joint.memory.capacities[0]
-        beside = 0 if feed.streams else beside  # else blocks that other loaders may need
         for epoch in range(2):
             for batch in batches.epoch(epoch):
                 assert len(batch.index)
@@ -225,7 +224,7 @@ def test_memory_of_batches_that_are_gone_is_taken_again(tmp_path):
 
 
 def test_a_workbench_keeps_no_more_than_it_may():
-    bench = Workbench(most_rows=100, keep=2)
+    bench = BatchBuffers(most_rows=100, keep=2)
     shape = (2, 50, 512)
     alive = [bench.room(shape, torch.float16) for _ in range(5)]
     assert len({tensor.data_ptr() for tensor in alive}) == 5
@@ -271,7 +270,7 @@ def test_every_job_is_done_once_and_all_have_ended_before_an_error(wrong):
             raise CacheDamaged(f"job {number}")
 
     with ThreadPoolExecutor(3) as readers:
-        bench = Workbench(readers=readers)
+        bench = BatchBuffers(readers=readers)
         jobs = [partial(job, number) for number in range(9)]
         failing = pytest.raises(CacheDamaged, match=f"job {wrong}")
         with nullcontext() if wrong is None else failing:
