@@ -224,9 +224,9 @@ def _verify() -> click.Command:
     return command
 
 
-@commands.stage("cache", "Keep caches: ls, append, merge, export-taps, convert, gc.")
+@commands.stage("cache", "Keep caches: ls, merge, convert, gc.")
 def _cache() -> click.Command:
-    from cache import StorageType, append, convert, export_taps, gc, ls, merge
+    from cache import StorageType, convert, gc, ls, merge
 
     folder, out = click.argument("folder"), click.argument("out")
     parts = click.argument("parts", nargs=-1, required=True)
@@ -242,15 +242,6 @@ def _cache() -> click.Command:
         """List the caches below FOLDER: state, samples, taps, bytes, origin."""
         show(ls(folder), as_json)
 
-    @group.command("append", epilog="Example: unipt cache append all.zarr new.zarr --out both.zarr")
-    @cache_argument
-    @parts
-    @click.option("--out", required=True, help="The new cache.")
-    @as_json
-    def append_rows(cache: str, parts: tuple[str, ...], out: str, as_json: bool) -> None:
-        """Write CACHE with the new rows of the caches PARTS; its whole shards are linked."""
-        show(append(cache, parts, out), as_json)
-
     @group.command("merge", epilog="Example: unipt cache merge a.zarr b.zarr --out both.zarr")
     @parts
     @click.option("--out", required=True, help="The new cache.")
@@ -259,15 +250,6 @@ def _cache() -> click.Command:
     def merge_caches(parts: tuple[str, ...], out: str, seed: int, as_json: bool) -> None:
         """Merge the caches PARTS of one backbone into one."""
         show(merge(parts, out, seed=seed), as_json)
-
-    @group.command("export-taps")
-    @cache_argument
-    @out
-    @click.option("--taps", required=True, multiple=True, help="Name of a tap to keep.")
-    @as_json
-    def narrow(cache: str, out: str, taps: tuple[str, ...], as_json: bool) -> None:
-        """Write some taps of CACHE into the new cache OUT."""
-        show(export_taps(cache, taps, out), as_json)
 
     @group.command("convert")
     @cache_argument

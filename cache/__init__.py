@@ -35,7 +35,7 @@ from .storage.location import Location, ObjectPath, parse_location
 from .tools.garbage import GcReport, Leftover, gc
 from .tools.info import CacheInfo, info
 from .tools.listing import CacheEntry, Listing, ls
-from .tools.reshape import append, convert, export_taps, merge
+from .tools.reshape import convert, merge
 from .tools.rewrite import RewriteReport
 from .tools.verify import VerifyReport, verify
 from .writing.shard import ShardBuffer
@@ -83,11 +83,9 @@ __all__ = [
     "Tier",
     "Verify",
     "VerifyReport",
-    "append",
     "available_memory",
     "calibration_samples",
     "convert",
-    "export_taps",
     "gc",
     "info",
     "ls",

@@ -1,9 +1,6 @@
-"""CRC-32C, the checksum of everything in a cache; a core checks about 15 GB/s."""
+"""CRC-32C, the checksum of everything in a cache."""
 
-try:  # twice as fast with AVX-512, and other threads run meanwhile
-    from awscrt.checksums import crc32c as _crc32c
-except ImportError:
-    from google_crc32c import value as _crc32c
+from google_crc32c import value as _crc32c
 
 from .spec import Bytes
 

@@ -120,7 +120,6 @@ def plan_layout(
     blocks_per_shard: int | None = None,
     origin: Mapping[str, Any] | None = None,
     order: Ints | None = None,
-    samples_per_block: int | None = None,
     rms: Mapping[str, Tensor] | None = None,
     compression: str = NONE,
 ) -> CacheLayout:
@@ -128,8 +127,6 @@ def plan_layout(
 
     Args:
         order: sample numbers in the order of packing; None for a permutation by `seed`.
-        samples_per_block: rows of a block in the stacks of fixed shape, and the most samples of any
-            block; None to choose.
 
     Raises:
         ValueError: arguments that contradict each other, all of them named.
@@ -145,7 +142,7 @@ def plan_layout(
     sizes = block_rows(stacks, tables, block_tokens)
     if min([1 if blocks_per_shard is None else blocks_per_shard, *sizes.values()]) < 1:
         raise ValueError(f"{blocks_per_shard=} and {block_tokens=} must be at least 1")
-    slots = samples_per_block or slot_limit(stacks, sizes, n_samples)
+    slots = slot_limit(stacks, sizes, n_samples)
     if blocks_per_shard is None:
         blocks_per_shard = shard_blocks(stacks, tables, sizes, slots)
     packing = pack_samples(
@@ -171,7 +168,7 @@ def plan_layout(
         block_tokens=sizes,
         blocks_per_shard=packing.blocks_per_shard,
         n_blocks=packing.n_blocks,
-        samples_per_block=samples_per_block or (packing.max_slots if axes else slots),
+        samples_per_block=packing.max_slots if axes else slots,
         compression=compression,
     )
     return CacheLayout(

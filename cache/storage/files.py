@@ -8,7 +8,6 @@ ones. In an object store each is one request.
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,6 @@ from .location import Location, ObjectPath
 PARTIAL = ".partial"
 """Suffix of a file that is being written; leftovers are removed when a writer resumes."""
 
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 _LARGE = 2**28
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -112,26 +110,6 @@ def write_group(root: Location, contents: Mapping[str, bytes]) -> None:
         raise
     for folder in changed:
         sync_folder(folder)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a finished file a second name (a hard link), or copy it where the disk has no such."""
-    partial = target.with_name(target.name + PARTIAL)
-    with room_needed(target):
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            try:
-                shutil.copyfile(source, partial)
-                with partial.open("rb") as copied:
-                    os.fsync(copied.fileno())
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-    sync_folder(target.parent)
 
 
 def append_synced(path: Path, data: bytes) -> None:

@@ -46,7 +46,7 @@ class GcReport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all leftovers; less is freed where another cache shares a file."""
+        """Bytes of all leftovers."""
         return sum(item.nbytes for item in self.items)
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def check_same_kind(caches: Sequence[Cache]) -> None:
                 f"{caches[0].path} and {other.path} cannot be one cache:\n  "
                 + "\n  ".join(differences)
                 + "\nExtract one of them again with the settings of the other, or make them alike "
-                "(export-taps, convert) where only taps or types differ"
+                "(convert) where only taps or types differ"
             )
 
 

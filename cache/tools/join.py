@@ -8,15 +8,13 @@ Memory: about 150 bytes a sample and the row ids; no activations.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import CacheConflict
 from ..format.spec import Bytes, Ints
 from ..reading.cache import Cache
-
-Order = Literal["shuffled", "after"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,18 +65,17 @@ def alone(cache: Cache) -> Joined:
         keys=cache.keys,
         row_to_sample=cache.row_to_sample,
         row_ids=cache.row_ids,
-        order=_packed_order(cache),
+        order=cache.packed_order,
         samples_known=0,
         rows_known=0,
     )
 
 
-def join(caches: Sequence[Cache], *, order: Order, seed: int) -> Joined:
-    """Join caches of the same taps.
+def join(caches: Sequence[Cache], *, seed: int) -> Joined:
+    """Join caches of the same taps, shuffled into each other.
 
     Args:
         caches: at least one, checked to be of the same kind.
-        order: "shuffled" into each other by `seed`, or each "after" the other.
         seed: of the shuffle.
 
     Raises:
@@ -100,7 +97,7 @@ def join(caches: Sequence[Cache], *, order: Order, seed: int) -> Joined:
         keys=keys[place],
         row_to_sample=row_to_sample,
         row_ids=row_ids,
-        order=_join_orders(caches, numbers, source[place], order, seed),
+        order=_join_orders(caches, numbers, source[place], seed),
         samples_known=len(keys) - len(place),
         rows_known=rows_known,
     )
@@ -156,21 +153,12 @@ def _join_rows(
     return np.concatenate(tables), tuple(ids), dropped
 
 
-def _packed_order(cache: Cache) -> Ints:
-    """Return the sample numbers of a cache in their order on the disk."""
-    return np.lexsort((cache.table.slot, cache.table.block)).astype(np.int64)
-
-
-def _join_orders(
-    caches: Sequence[Cache], numbers: Sequence[Ints], source: Ints, order: Order, seed: int
-) -> Ints:
+def _join_orders(caches: Sequence[Cache], numbers: Sequence[Ints], source: Ints, seed: int) -> Ints:
     parts = []
     for k, (cache, number) in enumerate(zip(caches, numbers, strict=True)):
-        mine = number[_packed_order(cache)]
+        mine = number[cache.packed_order]
         mine = mine[source[mine] == k]
         parts.append(mine[np.sort(np.unique(mine, return_index=True)[1])])
-    if order == "after":
-        return np.concatenate(parts)
     deal = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     np.random.default_rng(seed).shuffle(deal)
     result = np.empty(len(deal), np.int64)

@@ -33,7 +33,7 @@ class CacheEntry:
         taps: names.
         dtype: storage type.
         shards: (finished, all).
-        nbytes: of all files; those shared between caches by hard links count in each.
+        nbytes: of all files.
         origin: what its maker noted: names, places, versions.
         problem: what is wrong, empty if nothing is.
     """

@@ -1,8 +1,8 @@
-"""New caches out of finished ones: joined, narrowed, in another type or layout.
+"""New caches out of finished ones: joined, or with fewer taps, in another type or layout.
 
 Each writes a new folder and leaves its sources alone; run again after a kill it goes on, and on a
 finished result it does nothing. The cost is that of `rewrite`: one read of the chosen taps, one
-write. `append` writes the new samples and one shard, the others are shared with the old cache.
+write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def merge(
         CacheFull, CacheError, CacheDamaged: as they say.
     """
     caches = _open(paths)
-    joined = join(caches, order="shuffled", seed=seed)
+    joined = join(caches, seed=seed)
     first = caches[0].geometry
     layout = _layout(
         joined,
@@ -57,75 +57,6 @@ def merge(
         blocks_per_shard=_kept_blocks_per_shard(caches[0], first.taps),
     )
     return rewrite("merge", joined, layout, local_path(out, "cache merge"), progress=progress)
-
-
-def append(
-    path: str | Path,
-    parts: Sequence[str | Path],
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-) -> RewriteReport:
-    """Add the rows of `parts` to a cache: the result is a new folder that shares the old shards.
-
-    The samples of `path` keep their places; those of `parts` follow in blocks of their own. All
-    shards but the last are hard links (copies on another disk), so the cost is that of the new
-    rows. The old folder stays as it was and may be deleted when the new one is finished. New rows
-    are not shuffled among the old ones on the disk, only by the loader's window of blocks; `merge`
-    shuffles all.
-
-    Args:
-        path: the finished cache to add to.
-        parts: finished caches of the new rows; rows that are already there are left out.
-        out: folder of the new one.
-        progress: called with (shards done, shards in all).
-
-    Raises:
-        FingerprintMismatch, CacheConflict, CacheFull, CacheError, CacheDamaged: as for `merge`.
-    """
-    caches = _open([path, *parts])
-    joined = join(caches, order="after", seed=0)
-    base = caches[0].geometry
-    fixed = any(not stack.ragged for stack in base.stacks)
-    layout = _layout(
-        joined,
-        origin=caches[0].origin | {"assembled": "append"},
-        seed=base.seed,
-        block_tokens=base.block_tokens,
-        blocks_per_shard=base.blocks_per_shard,
-        samples_per_block=base.samples_per_block if fixed else None,
-    )
-    return rewrite(
-        "append", joined, layout, local_path(out, "cache append"), share=True, progress=progress
-    )
-
-
-def export_taps(
-    path: str | Path,
-    taps: Sequence[str],
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-) -> RewriteReport:
-    """Copy some taps of a cache into a new one: the one that an extraction of these taps gives.
-
-    Args:
-        path: a finished cache.
-        taps: names; stored in the order of the source.
-        out: folder of the new one.
-        progress: called with (shards done, shards in all).
-
-    Raises:
-        InvalidTap: an unknown tap, or none.
-        CacheFull, CacheError, CacheDamaged: as they say.
-    """
-    return _reshape(
-        "export-taps",
-        Cache.open(local_path(path, "cache export-taps")),
-        out,
-        taps=taps,
-        progress=progress,
-    )
 
 
 def convert(
@@ -139,7 +70,7 @@ def convert(
     blocks_per_shard: int | None = None,
     progress: Progress | None = None,
 ) -> RewriteReport:
-    """Copy a cache into another storage type or layout.
+    """Copy a cache, or some taps of it, into another storage type or layout.
 
     Where the source had rounded the numbers already, the fingerprint of the result says through
     which types they went: it is not the cache that an extraction in `dtype` gives.
@@ -149,7 +80,8 @@ def convert(
         out: folder of the new one.
         dtype: storage type, of all taps or of some by their names (the others keep theirs); None
             for those of the source.
-        taps: names; None for all.
+        taps: names, stored in the order of the source; None for all. The result is the cache that
+            an extraction of these taps gives.
         compression: of the chunks: "none", "zstd" or "zstd:LEVEL"; None for that of the source.
         block_tokens: tokens of a block; None for those of the source.
         blocks_per_shard: blocks of a shard; None for those of the source, or anew by size.
@@ -159,31 +91,7 @@ def convert(
         ActivationOverflow: a number does not fit `dtype`; the message names tap and row.
         ValueError, InvalidTap, CacheFull, CacheError, CacheDamaged: as they say.
     """
-    return _reshape(
-        "convert",
-        Cache.open(local_path(path, "cache convert")),
-        out,
-        taps=taps,
-        dtype=dtype,
-        compression=compression,
-        block_tokens=block_tokens,
-        blocks_per_shard=blocks_per_shard,
-        progress=progress,
-    )
-
-
-def _reshape(
-    action: str,
-    cache: Cache,
-    out: str | Path,
-    *,
-    taps: Sequence[str] | None,
-    dtype: StorageTypes | None = None,
-    compression: str | None = None,
-    block_tokens: int | None = None,
-    blocks_per_shard: int | None = None,
-    progress: Progress | None,
-) -> RewriteReport:
+    cache = Cache.open(local_path(path, "cache convert"))
     joined, chosen = alone(cache), _choose(cache, taps)
     axes = _token_axes(cache)
     layout = _layout(
@@ -196,7 +104,7 @@ def _reshape(
         block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
         blocks_per_shard=blocks_per_shard or _kept_blocks_per_shard(cache, chosen),
     )
-    return rewrite(action, joined, layout, local_path(out, f"cache {action}"), progress=progress)
+    return rewrite("convert", joined, layout, local_path(out, "cache convert"), progress=progress)
 
 
 def _open(paths: Sequence[str | Path]) -> list[Cache]:
@@ -240,7 +148,6 @@ def _layout(
     taps: tuple[TapSpec, ...] | None = None,
     dtype: StorageTypes | None = None,
     compression: str | None = None,
-    samples_per_block: int | None = None,
 ) -> CacheLayout:
     """Lay out the samples of `joined` in its order, under the fingerprint that fits."""
     first = joined.caches[0]
@@ -270,7 +177,6 @@ def _layout(
         blocks_per_shard=blocks_per_shard,
         origin=origin,
         order=joined.order,
-        samples_per_block=samples_per_block,
         rms=first.rms or None,
         compression=compression or first.geometry.compression,
     )

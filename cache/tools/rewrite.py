@@ -1,13 +1,13 @@
 """The one way to make a cache out of others: shard by shard, in the order of the sources.
 
-`merge`, `append`, `export_taps` and `convert` differ in the table and the layout that they hand in.
+`merge` and `convert` differ in the table and the layout that they hand in.
 Bytes read: the chosen taps of every source once. Memory: one shard of the new cache, 32 MiB on the
 way, and for each source one block. The writer is that of an extraction, so a rewrite that was
 killed goes on where it stopped, and a shard counts when its ledger line is on the disk.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ import numpy as np
 
 from ..errors import CacheError, CacheFull
 from ..format.layout import CacheLayout
-from ..format.ledger import Entry
 from ..format.spec import Ints, describe_types
 from ..memory import size
 from ..reading.block_store import BlockStore
 from ..reading.cache import Cache, TapGroup
 from ..storage.location import files_below, local_path
-from ..storage.records import read_finished, read_manifest
 from ..writing.shard import ShardBuffer
 from ..writing.writer import CacheWriter
 from .join import Joined
@@ -37,14 +35,13 @@ class RewriteReport:
     """What a rewrite did.
 
     Attributes:
-        action: "merge", "append", "export-taps" or "convert".
+        action: "merge" or "convert".
         path: the new cache.
         sources: caches it was made from.
         samples: of the new cache; `samples_known` more were in an earlier source already.
         rows: of the new cache; `rows_known` more were in an earlier source already.
-        shards: of the new cache; this run wrote `shards_written` and took over `shards_linked`
-            files as they are (hard links, or copies on another disk).
-        nbytes: size of the new folder; `bytes_linked` of them in shards that were taken over.
+        shards: of the new cache; this run wrote `shards_written`.
+        nbytes: size of the new folder.
     """
 
     action: str
@@ -58,9 +55,7 @@ class RewriteReport:
     dtype: str
     shards: int
     shards_written: int
-    shards_linked: int
     nbytes: int
-    bytes_linked: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -74,11 +69,6 @@ class RewriteReport:
             f"{self.dtype}, {self.nbytes:,} bytes",
             f"{self.shards_written} of {self.shards} shards written",
         ]
-        if self.shards_linked:
-            lines[-1] += (
-                f", {self.shards_linked} taken over ({self.bytes_linked:,} bytes, shared with "
-                f"{self.sources[0]} on the same disk)"
-            )
         if self.samples_known or self.rows_known:
             lines.append(f"already there: {self.samples_known:,} samples, {self.rows_known:,} rows")
         return "\n".join(lines)
@@ -90,7 +80,6 @@ def rewrite(
     layout: CacheLayout,
     out: Path,
     *,
-    share: bool = False,
     progress: Progress | None = None,
 ) -> RewriteReport:
     """Write the samples of `joined` into a new cache, or go on doing so.
@@ -100,7 +89,6 @@ def rewrite(
         joined: where each sample comes from.
         layout: of the new cache.
         out: its folder; empty, absent, or holding this very cache unfinished.
-        share: take over shard files of the first source that would come out the same.
         progress: called with (shards done, shards in all).
 
     Raises:
@@ -110,20 +98,14 @@ def rewrite(
         CacheDamaged: a chunk of a source fails its checksum.
     """
     _check_apart(joined.caches, out)
-    linked = _same_shards(joined, layout) if share else set()
-    known = _known_files(joined.caches[0], linked)
     feeds = [_Feed(cache, layout) for cache in joined.caches]
     with CacheWriter.open(out, layout, joined.keys) as writer:
         pending = writer.pending
-        todo = [shard for shard in pending if shard not in linked]
-        _check_room(out, layout, todo)
+        _check_room(out, layout, pending)
         for done, shard in enumerate(pending):
-            if shard in linked:
-                writer.adopt(shard, known[shard])
-            else:
-                with writer.shard(shard) as buffer:
-                    for samples in _batches(layout, writer.samples_of(shard)):
-                        _copy(buffer, joined, samples, feeds)
+            with writer.shard(shard) as buffer:
+                for samples in _batches(layout, writer.samples_of(shard)):
+                    _copy(buffer, joined, samples, feeds)
             if progress is not None:
                 progress(layout.n_shards - len(pending) + done + 1, layout.n_shards)
         writer.finish()
@@ -139,10 +121,8 @@ def rewrite(
         taps=tuple(tap.name for tap in geometry.taps),
         dtype=describe_types(geometry.dtype),
         shards=layout.n_shards,
-        shards_written=len(todo),
-        shards_linked=len(pending) - len(todo),
+        shards_written=len(pending),
         nbytes=sum(files_below(out).values()),
-        bytes_linked=sum(_bytes_of(known[shard]) for shard in pending if shard in linked),
     )
 
 
@@ -152,10 +132,6 @@ def _check_apart(caches: Sequence[Cache], out: Path) -> None:
         source = local_path(cache.path, "rewriting").resolve()
         if target == source or source in target.parents or target in source.parents:
             raise CacheError(f"{out} is, holds or lies in the source {cache.path}; give a new one")
-
-
-def _bytes_of(files: Mapping[str, tuple[Path, str]]) -> int:
-    return sum(file.stat().st_size for file, _ in files.values())
 
 
 def _shard_bytes(layout: CacheLayout, shard: int) -> int:
@@ -170,53 +146,6 @@ def _check_room(out: Path, layout: CacheLayout, todo: Sequence[int]) -> None:
             f"no room for {out}: {size(needed)} are to be written, the disk has {size(free)} free. "
             "Free space or choose another disk, then run the same command again"
         )
-
-
-def _same_shards(joined: Joined, layout: CacheLayout) -> set[int]:
-    """Return the shards whose files come out as they are in the first source."""
-    base, geometry = joined.caches[0].geometry, layout.geometry
-    known = joined.caches[0].table
-    alike = base.stacks == geometry.stacks and base.compression == geometry.compression
-    alike &= base.blocks_per_shard == geometry.blocks_per_shard
-    alike &= base.block_tokens == geometry.block_tokens
-    if any(not stack.ragged for stack in base.stacks):
-        alike &= base.samples_per_block == geometry.samples_per_block
-    counts = np.bincount(known.block // base.blocks_per_shard, minlength=base.n_shards)
-    table, same = layout.packing.table, set()
-    for shard in range(min(base.n_shards, layout.n_shards) if alike else 0):
-        samples = layout.samples_of(shard)
-        theirs = joined.sample[samples]
-        if (
-            base.blocks_of(shard) == geometry.blocks_of(shard)
-            and len(samples) == counts[shard]
-            and not joined.source[samples].any()
-            and np.array_equal(table.block[samples], known.block[theirs])
-            and np.array_equal(table.slot[samples], known.slot[theirs])
-            and all(
-                np.array_equal(table.start[axis][samples], start[theirs])
-                for axis, start in known.start.items()
-            )
-        ):
-            same.add(shard)
-    return same
-
-
-def _known_files(base: Cache, shards: set[int]) -> dict[int, dict[str, tuple[Path, str]]]:
-    """Return file and checksum of each stack in the shards that are taken over."""
-    if not shards:
-        return {}
-    root = local_path(base.path, "linking")
-    entries: dict[int, Entry] = read_finished(read_manifest(root), allow_incomplete=False)
-    return {
-        shard: {
-            stack.name: (
-                root / base.geometry.shard_path(stack, shard),
-                entries[shard].files[stack.name][1],
-            )
-            for stack in base.geometry.stacks
-        }
-        for shard in shards
-    }
 
 
 def _batches(layout: CacheLayout, samples: Ints) -> Iterator[Ints]:

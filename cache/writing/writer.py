@@ -38,14 +38,13 @@ from ..storage.files import (
     WriterLock,
     append_synced,
     find_size,
-    link_or_copy,
     make_folders,
     read_exact,
     remove,
     write_group,
 )
 from ..storage.lease import WriterLease, lock_writing
-from ..storage.location import Location, ObjectPath, files_below, local_path, parse_location
+from ..storage.location import Location, ObjectPath, files_below, parse_location
 from ..storage.records import Manifest, inspect_shard, read_ledger, read_manifest
 from .preflight import refuse_foreign, saved_rms, unit_rms, write_if_different
 from .shard import ShardBuffer
@@ -299,22 +298,6 @@ class CacheWriter:
         else:
             append_synced(ledger, entry.to_line())
         self._done = entries
-
-    def adopt(self, shard: int, files: Mapping[str, tuple[Path, str]]) -> None:
-        """Take over the finished files of a shard from another cache, without reading them.
-
-        Args:
-            shard: number of the shard.
-            files: name of each stack -> file and checksum in the other cache's ledger.
-        """
-        self._check_open()
-        geometry, root = self.layout.geometry, local_path(self.path, "linking shards")
-        for stack in geometry.stacks:
-            target = root / geometry.shard_path(stack, shard)
-            make_folders(target.parent)
-            link_or_copy(files[stack.name][0], target)
-        known = {name: (file.stat().st_size, crc) for name, (file, crc) in files.items()}
-        self._enter(self.layout.entry(shard, known, self._config))
 
     @property
     def config(self) -> str:

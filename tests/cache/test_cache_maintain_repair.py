@@ -12,7 +12,6 @@ from cache import (
     CacheIncomplete,
     CacheLocked,
     CacheNotFound,
-    append,
     gc,
     ls,
     verify,
@@ -195,19 +194,6 @@ def test_repair_cut_off_at_every_step_never_hides_the_damage(made, tmp_path):
         if done:
             return
     pytest.fail("more steps than expected")
-
-
-def test_a_repaired_append_is_appended_again(path, tmp_path):
-    other = Sample(lengths=(3, 1), seed=1)
-    other.write(tmp_path / "b", row_ids=["x", "y"])
-    append(path, [tmp_path / "b"], tmp_path / "c")
-    good = contents(tmp_path / "c")
-    shard_file(tmp_path / "c", 1).unlink()
-    assert verify(tmp_path / "c", repair=True).damaged == (1,)
-    report = append(path, [tmp_path / "b"], tmp_path / "c")
-    assert report.shards_written + report.shards_linked == 1
-    assert contents(tmp_path / "c") == good
-    assert verify(path).ok
 
 
 def test_listing_tells_the_state_of_every_cache(path, tmp_path):

@@ -27,10 +27,8 @@ from cache import (
     Loader,
     Source,
     TapSpec,
-    append,
     calibration_samples,
     convert,
-    export_taps,
     info,
     merge,
     verify,
@@ -219,7 +217,7 @@ def test_taps_of_a_mix_are_those_of_a_narrower_one(tmp_path: Path) -> None:
     path = sample.write(tmp_path / "c", rms=rms_of(sample))
     for number, chosen in enumerate((KINDS["both"][:3], KINDS["both"][1:2])):
         names = [tap.name for tap in chosen]
-        export_taps(path, names, tmp_path / f"some{number}")
+        convert(path, tmp_path / f"some{number}", taps=names)
         narrow = mixed("both", {name: types[name] for name in names}, taps=chosen, **auto)
         narrow.values = sample.values  # type: ignore[method-assign]  # numbered as in the whole
         made = Cache.open(tmp_path / f"some{number}")
@@ -239,9 +237,9 @@ def test_through_which_types_each_tap_went(tmp_path: Path) -> None:
     stored = Cache.open(tmp_path / "back").fingerprint.mapping["dtype"]
     assert stored["stored"] == "float32"
     assert stored["through"] == {a: ["float16"], d: ["int8"]}
-    export_taps(tmp_path / "back", [a], tmp_path / "a")
+    convert(tmp_path / "back", tmp_path / "a", taps=[a])
     assert Cache.open(tmp_path / "a").fingerprint.mapping["dtype"]["through"] == ["float16"]
-    export_taps(tmp_path / "back", [b, c], tmp_path / "bc")
+    convert(tmp_path / "back", tmp_path / "bc", taps=[b, c])
     assert "through" not in Cache.open(tmp_path / "bc").fingerprint.mapping["dtype"]
 
 
@@ -254,16 +252,11 @@ def test_joining_mixes(tmp_path: Path) -> None:
         merge([path, uniform], tmp_path / "x")
     copy = mixed("tokens", types).write(tmp_path / "again", rms=rms)
     merge([path, copy], tmp_path / "merged")
-    report = append(path, [copy], tmp_path / "longer")
-    assert report.shards_linked
-    for folder in ("merged", "longer"):
-        cache = Cache.open(tmp_path / folder)
-        assert dict(cache.geometry.types) == types
-        values = cache.read(cache.find(sample.keys))
-        for tap in sample.taps:
-            assert torch.equal(
-                values[tap.name].float(), wanted(sample, cache, tap, range(sample.n))
-            )
+    cache = Cache.open(tmp_path / "merged")
+    assert dict(cache.geometry.types) == types
+    values = cache.read(cache.find(sample.keys))
+    for tap in sample.taps:
+        assert torch.equal(values[tap.name].float(), wanted(sample, cache, tap, range(sample.n)))
 
 
 def test_dask_gives_each_tap_in_its_type(tmp_path: Path) -> None:
