@@ -1,23 +1,16 @@
-"""The shape of a cache: everything that follows from a few numbers, and the manifest they live in.
-
-The manifest is the attribute `unipt_cache` of the root `zarr.json`; every other `zarr.json` is a
-function of it, so a reader rebuilds and compares them instead of trusting them. Pure: no files.
-"""
+"""The shape of a cache: every path, size and count that follows from a few numbers. Pure."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import CacheVersionError
-from . import shard_file as zarr3
+import numpy as np
+
 from .compression import NONE, most_bytes, parse_compression
-from .fingerprint import Fingerprint
+from .shard_file import CRC_BYTES, shard_size
 from .spec import SCALES, TORCH_TYPES, Stack, TapSpec, group_taps, one_or_each, types_by_tap
 
-FORMAT_VERSION = 2
-MANIFEST = "unipt_cache"
-ORIGIN = "origin"
 ROOT = "zarr.json"
 LEDGER = "ledger.jsonl"
 COMPLETE = "COMPLETE.json"
@@ -155,7 +148,7 @@ class Geometry:
     def shard_path(self, stack: Stack, shard: int) -> str:
         """Path of a shard file inside the cache."""
         numbers = (shard, *[0] * (2 + len(stack.shape)))
-        return f"{ACTIVATIONS}/{stack.name}/{zarr3.chunk_key(numbers)}"
+        return f"{ACTIVATIONS}/{stack.name}/{chunk_key(numbers)}"
 
     @property
     def level(self) -> int | None:
@@ -165,7 +158,7 @@ class Geometry:
     def buffer_bytes(self, stack: Stack, shard: int) -> int:
         """Size of a shard file whose chunks are not compressed."""
         present = len(self.blocks_of(shard)) * len(stack.taps)
-        return zarr3.shard_size(present, self.entries(stack), self.chunk_bytes(stack))
+        return shard_size(present, self.entries(stack), self.chunk_bytes(stack))
 
     def shard_bytes(self, stack: Stack, shard: int) -> int:
         """Size of a shard file; the most it can be where chunks are compressed."""
@@ -173,14 +166,14 @@ class Geometry:
             return self.buffer_bytes(stack, shard)
         present = len(self.blocks_of(shard)) * len(stack.taps)
         most = most_bytes(self.chunk_bytes(stack))
-        return zarr3.shard_size(present, self.entries(stack), most)
+        return shard_size(present, self.entries(stack), most)
 
     def allows(self, stack: Stack, shard: int, size: int) -> bool:
         """Return whether a shard file may have this size."""
         if self.level is None:
             return size == self.shard_bytes(stack, shard)
         present = len(self.blocks_of(shard)) * len(stack.taps)
-        least = zarr3.shard_size(present, self.entries(stack), 1)
+        least = shard_size(present, self.entries(stack), 1)
         return least <= size <= self.shard_bytes(stack, shard)
 
     def index_arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -204,30 +197,11 @@ class Geometry:
     def index_chunk(self, name: str) -> tuple[str, int]:
         """Path and size of the one chunk of an index array; size 0: no such file."""
         shape, data_type = self.index_arrays()[name]
-        path = f"{INDEX}/{name}/{zarr3.chunk_key([0] * len(shape))}"
-        return path, zarr3.plain_array_size(shape, data_type)
+        path = f"{INDEX}/{name}/{chunk_key([0] * len(shape))}"
+        count = math.prod(shape)
+        return path, count * np.dtype(data_type).itemsize + CRC_BYTES if count else 0
 
-    def child_metadata(self) -> Iterator[tuple[str, bytes]]:
-        """Yield path and content of every `zarr.json` but the root's."""
-        for folder in (ACTIVATIONS, INDEX):
-            yield f"{folder}/zarr.json", zarr3.encode_json(zarr3.group_metadata({}))
-        for name, (shape, data_type) in self.index_arrays().items():
-            metadata = zarr3.plain_array_metadata(shape, data_type)
-            yield f"{INDEX}/{name}/zarr.json", zarr3.encode_json(metadata)
-        for stack in self.stacks:
-            flat = stack.ragged and len(stack.shape) == 1
-            rest = ["width"] if flat else [None] * len(stack.shape)
-            metadata = zarr3.sharded_array_metadata(
-                self.array_shape(stack),
-                stack.data_type,
-                blocks_per_shard=self.blocks_per_shard,
-                attributes=self._attributes(stack),
-                dimension_names=["block", "tap", stack.row_name, *rest],
-                level=self.level,
-            )
-            yield f"{ACTIVATIONS}/{stack.name}/zarr.json", zarr3.encode_json(metadata)
-
-    def _attributes(self, stack: Stack) -> dict[str, Any]:
+    def attributes(self, stack: Stack) -> dict[str, Any]:
         """Return what a reader of the array must know; for int8 where the other factors are."""
         if stack.scales:
             return {"logical_dtype": "float16", "taps": stack.tap_names}
@@ -241,34 +215,6 @@ class Geometry:
             }
         return known
 
-    def manifest(self, fingerprint: Fingerprint, index_crcs: Mapping[str, str]) -> dict[str, Any]:
-        """Return the manifest: this geometry, the index checksums and the fingerprint."""
-        compression = {} if self.level is None else {"compression": self.compression}
-        return {
-            "version": FORMAT_VERSION,
-            "dtype": self.dtype,
-            "n_samples": self.n_samples,
-            "n_rows": self.n_rows,
-            "n_views": self.n_views,
-            "row_id_bytes": self.row_id_bytes,
-            "seed": self.seed,
-            "block_tokens": self.block_tokens,
-            "blocks_per_shard": self.blocks_per_shard,
-            "n_blocks": self.n_blocks,
-            "samples_per_block": self.samples_per_block,
-            **compression,
-            "taps": [tap.to_json() for tap in self.taps],
-            "index_crc32c": dict(index_crcs),
-            "fingerprint": fingerprint.mapping,
-        }
-
-    def root_metadata(
-        self, fingerprint: Fingerprint, index_crcs: Mapping[str, str], origin: Mapping[str, Any]
-    ) -> bytes:
-        """Return the root `zarr.json`."""
-        manifest = self.manifest(fingerprint, index_crcs)
-        return zarr3.encode_json(zarr3.group_metadata({MANIFEST: manifest, ORIGIN: dict(origin)}))
-
     def array_elements(self) -> int:
         """Numbers in the largest stack."""
         return max(math.prod(self.array_shape(stack)) for stack in self.stacks)
@@ -278,33 +224,10 @@ class Geometry:
         sizes = dict.fromkeys((tap.name for stack in self.stacks for tap in stack.taps), 0)
         for stack in self.stacks:
             for tap in stack.taps:
-                sizes[tap.name] += self.n_blocks * (self.chunk_bytes(stack) + zarr3.CRC_BYTES)
+                sizes[tap.name] += self.n_blocks * (self.chunk_bytes(stack) + CRC_BYTES)
         return sizes
 
 
-def parse_manifest(manifest: Any) -> tuple[Geometry, Fingerprint, dict[str, str]]:
-    """Turn a manifest back into geometry, fingerprint and index checksums.
-
-    Raises:
-        CacheVersionError: a version this program does not know.
-        ValueError, TypeError, KeyError: any other fault; the caller names the file.
-    """
-    if not isinstance(manifest, dict):
-        raise TypeError(f"the attribute {MANIFEST} is not a mapping")
-    version = manifest["version"]
-    if version != FORMAT_VERSION:
-        raise CacheVersionError(
-            f"format version {version!r}; this program reads version {FORMAT_VERSION}: install the "
-            "program version that wrote the cache, or extract again into another folder"
-        )
-    values = dict(manifest)
-    fingerprint = Fingerprint(values.pop("fingerprint"))
-    crcs = values.pop("index_crc32c")
-    values.pop("version")
-    taps = tuple(TapSpec(**(tap | {"shape": tuple(tap["shape"])})) for tap in values.pop("taps"))
-    geometry = Geometry(taps=taps, **values)
-    if list(crcs) != list(geometry.index_arrays()):
-        raise ValueError(f"index_crc32c must name {list(geometry.index_arrays())}")
-    if geometry.array_elements() > MAX_COUNT:
-        raise ValueError(f"the arrays would hold {geometry.array_elements()} numbers")
-    return geometry, fingerprint, crcs
+def chunk_key(numbers: Sequence[int]) -> str:
+    """Return the path of a chunk inside its array's folder."""
+    return "/".join(["c", *map(str, numbers)])

@@ -16,7 +16,9 @@ from .blocks import BLOCK_TOKENS, block_rows, shard_blocks, slot_limit
 from .compression import NONE
 from .fingerprint import Fingerprint, digest
 from .geometry import KEY_BYTES, NO_CRC, Geometry
+from .hierarchy import build_files
 from .ledger import Entry
+from .manifest import MANIFEST, PROVENANCE, make_manifest
 from .packing import Packing, pack_samples
 from .spec import Bytes, Ints, StorageTypes, TapSpec, group_taps, types_by_tap
 
@@ -53,15 +55,19 @@ class CacheLayout:
         """Bytes of all files of the finished folder together, exactly; at most if compressed."""
         geometry = self.geometry
         crcs = dict.fromkeys(geometry.index_arrays(), NO_CRC)
-        total = len(geometry.root_metadata(self.fingerprint, crcs, self.origin))
-        total += sum(len(content) for _, content in geometry.child_metadata())
+        total = sum(map(len, build_files(geometry, self.attributes(crcs)).values()))
         total += sum(geometry.index_chunk(name)[1] for name in geometry.index_arrays())
         for shard in range(self.n_shards):
             sizes = {s.name: geometry.shard_bytes(s, shard) for s in geometry.stacks}
             total += sum(sizes.values())
             files = {name: (size, NO_CRC) for name, size in sizes.items()}
             total += len(self.entry(shard, files, digest(b"")).to_line())
-        return total + len(encode_complete(geometry, b"", b""))
+        return total + len(encode_complete(geometry, digest(b""), b""))
+
+    def attributes(self, index_crcs: Mapping[str, str]) -> dict[str, Any]:
+        """Return the attributes of the root, given the checksums of the index arrays."""
+        manifest = make_manifest(self.geometry, self.fingerprint, index_crcs)
+        return {MANIFEST: manifest, PROVENANCE: dict(self.origin)}
 
     def samples_of(self, shard: int) -> Ints:
         """Return the samples of a shard in packed order."""
@@ -100,9 +106,9 @@ class CacheLayout:
         return values
 
 
-def encode_complete(geometry: Geometry, root: bytes, ledger: bytes) -> bytes:
-    """Return the record that closes a cache: digests of the root metadata and of the ledger."""
-    record = {"config": digest(root), "ledger": digest(ledger), "n_shards": geometry.n_shards}
+def encode_complete(geometry: Geometry, config: str, ledger: bytes) -> bytes:
+    """Return the record that closes a cache: its config, and the digest of the ledger."""
+    record = {"config": config, "ledger": digest(ledger), "n_shards": geometry.n_shards}
     return json.dumps(record, indent=2).encode()
 
 

@@ -1,20 +1,17 @@
-"""Zarr v3 metadata and shard files, as bytes: the JSON zarr-python would write, no more.
+"""Shard files as bytes: chunks, a table of their checksums, and Zarr's shard index.
 
 An array of activations is `[n_blocks, n_taps, rows, *shape]`, its inner chunk one tap of one block
 (compressed, if at all, and) followed by its CRC-32C, its shard a file of `blocks_per_shard` blocks:
 the chunks in C order, the table of their CRC-32Cs, then the index (offset and size of every chunk,
-uint64) and the CRC-32C of the index. Small arrays are one uncompressed chunk with a CRC-32C. Costs
-8 bytes a chunk and 16 bytes an index entry.
+uint64) and the CRC-32C of the index. Costs 8 bytes a chunk and 16 bytes an index entry.
 
 The table is ours: Zarr readers follow the index and never see it. It ties a file to its ledger line
 by one read at its end, so that a file in the place of another is found before it gives a number.
 """
 
-import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,106 +26,6 @@ PIECE = 2**22
 """Bytes of a shard that are written at once: the disk's own speed, by direct writes."""
 MISSING = 2**64 - 1
 """Offset and size of a chunk that is not there (beyond the end of the array)."""
-
-
-def encode_json(value: dict[str, Any]) -> bytes:
-    """Return the text of a `zarr.json`."""
-    return json.dumps(value, indent=2, allow_nan=False).encode()
-
-
-def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a group."""
-    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-
-
-def plain_array_metadata(shape: Sequence[int], data_type: str) -> dict[str, Any]:
-    """Return the metadata of a small array stored as one chunk."""
-    chunk = [max(1, n) for n in shape]
-    return _array(shape, data_type, chunk, _chunk_codecs(data_type))
-
-
-def sharded_array_metadata(
-    shape: Sequence[int],
-    data_type: str,
-    *,
-    blocks_per_shard: int,
-    attributes: dict[str, Any],
-    dimension_names: Sequence[str | None],
-    level: int | None = None,
-) -> dict[str, Any]:
-    """Return the metadata of an array of activations, [n_blocks, n_taps, rows, *shape].
-
-    With a `level` its chunks are compressed.
-    """
-    index_codecs = _chunk_codecs("uint64")
-    sharding = {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": [1, 1, *shape[2:]],
-            "codecs": _chunk_codecs(data_type, level),
-            "index_codecs": index_codecs,
-            "index_location": "end",
-        },
-    }
-    shard = [blocks_per_shard, *shape[1:]]
-    return _array(
-        shape, data_type, shard, [sharding], attributes=attributes, dimension_names=dimension_names
-    )
-
-
-def _array(
-    shape: Sequence[int],
-    data_type: str,
-    chunk: Sequence[int],
-    codecs: list[dict[str, Any]],
-    *,
-    attributes: dict[str, Any] | None = None,
-    dimension_names: Sequence[str | None] | None = None,
-) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "shape": list(shape),
-        "data_type": data_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0.0 if data_type.startswith("float") else 0,
-        "codecs": codecs,
-        "attributes": attributes or {},
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-    }
-    if dimension_names is not None:
-        metadata["dimension_names"] = list(dimension_names)
-    return metadata
-
-
-def _chunk_codecs(data_type: str, level: int | None = None) -> list[dict[str, Any]]:
-    to_bytes: dict[str, Any] = {"name": "bytes"}
-    if data_type not in ("uint8", "int8"):
-        to_bytes["configuration"] = {"endian": "little"}
-    packed = {"name": "zstd", "configuration": {"level": level, "checksum": False}}
-    return [to_bytes, *([packed] if level is not None else []), {"name": "crc32c"}]
-
-
-def chunk_key(numbers: Sequence[int]) -> str:
-    """Return the path of a chunk inside its array's folder."""
-    return "/".join(["c", *map(str, numbers)])
-
-
-def plain_array_size(shape: Sequence[int], data_type: str) -> int:
-    """Return the bytes of the one chunk of a small array (0: no file)."""
-    count = math.prod(shape)
-    return count * np.dtype(data_type).itemsize + CRC_BYTES if count else 0
-
-
-def encode_plain(values: np.ndarray[Any, Any]) -> bytes:
-    """Return the chunk file of a small array (little-endian, CRC-32C at the end)."""
-    return with_crc(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-
-
-def index_checksum(chunk: bytes | Bytes) -> str:
-    """Return the CRC-32C of a small array's numbers, given its chunk file."""
-    return f"{crc32c(chunk[:-CRC_BYTES]):08x}"
 
 
 def shard_size(n_chunks: int, n_entries: int, chunk_bytes: int) -> int:

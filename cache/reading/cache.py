@@ -22,7 +22,7 @@ from ..format.ledger import Entry
 from ..format.packing import BlockTable
 from ..format.spec import Bytes, Ints, Stack, TapSpec, common_type, group_taps
 from ..storage.location import Location, ObjectPath, absolute, parse_location
-from ..storage.records import Manifest, check_children, read_finished, read_index, read_manifest
+from ..storage.records import Manifest, check_metadata, read_finished, read_index, read_manifest
 from .block_store import BlockStore, Factors
 from .chunks import ChunkReader, Verify
 from .dask_arrays import lazy_arrays
@@ -100,7 +100,7 @@ class Cache:
             CacheUnreachable: the object store does not answer.
         """
         found = read_manifest(parse_location(path))
-        check_children(found)
+        check_metadata(found)
         return cls(found, read_finished(found, allow_incomplete=allow_incomplete), verify)
 
     @property

@@ -5,28 +5,28 @@ a shard file (about 2 us).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..errors import CacheDamaged, CacheError, CacheIncomplete, CacheNotFound, CacheVersionError
-from ..format import shard_file as zarr3
 from ..format.checksum import crc32c
 from ..format.fingerprint import Fingerprint, digest
-from ..format.geometry import (
-    ACTIVATIONS,
-    COMPLETE,
-    LEDGER,
-    MANIFEST,
-    ORIGIN,
-    ROOT,
-    Geometry,
-    parse_manifest,
-)
+from ..format.geometry import ACTIVATIONS, COMPLETE, LEDGER, ROOT, Geometry
+from ..format.hierarchy import build_files, decode_index, find_altered
 from ..format.layout import encode_complete
 from ..format.ledger import Entry, parse_line
+from ..format.manifest import MANIFEST, PROVENANCE, config_of, parse_manifest
+from ..format.shard_file import (
+    damaged_packed,
+    damaged_parts,
+    tail_checksum,
+    tail_size,
+)
 from ..format.spec import Bytes, Stack
 from .files import file_size, find_size, read_exact
 from .location import Location, ObjectPath
@@ -37,15 +37,24 @@ MAX_METADATA = 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the root metadata of a cache says; `root` is the file's content."""
+    """What the root metadata of a cache says."""
 
     path: Location
-    root: bytes
     manifest: dict[str, Any]
     geometry: Geometry
     fingerprint: Fingerprint
     origin: dict[str, Any]
     index_crcs: dict[str, str]
+
+    @cached_property
+    def config(self) -> str:
+        """Digest of the manifest, by which all records know each other."""
+        return config_of(self.manifest)
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Every `zarr.json` as it was written, but for what may have been added to the root."""
+        return build_files(self.geometry, {MANIFEST: self.manifest, PROVENANCE: self.origin})
 
 
 def read_manifest(path: Location) -> Manifest:
@@ -66,15 +75,16 @@ def read_manifest(path: Location) -> Manifest:
             raise _not_found(path) from error
         raise
     try:
-        attributes = json.loads(content)["attributes"]
+        root = json.loads(content)
+        attributes = root["attributes"]
         if MANIFEST not in attributes:
             raise CacheNotFound(
                 f"{path} is a Zarr store but no activation cache; give another folder"
             )
         geometry, fingerprint, crcs = parse_manifest(attributes[MANIFEST])
-        origin = dict(attributes[ORIGIN])
-        if geometry.root_metadata(fingerprint, crcs, origin) != content:
-            raise ValueError("it is not in the form that was written")
+        origin = dict(attributes[PROVENANCE])
+        if (root["zarr_format"], root["node_type"]) != (3, "group"):
+            raise ValueError("it is no group of Zarr v3")
     except CacheVersionError as error:
         raise CacheVersionError(f"{file}: {error}") from None
     except CacheNotFound:
@@ -86,7 +96,6 @@ def read_manifest(path: Location) -> Manifest:
         ) from error
     return Manifest(
         path=path,
-        root=content,
         manifest=attributes[MANIFEST],
         geometry=geometry,
         fingerprint=fingerprint,
@@ -112,14 +121,28 @@ def read_small(file: Location) -> bytes:
     return file.read_bytes()
 
 
-def check_children(found: Manifest) -> None:
-    """Raise `CacheDamaged` unless every other `zarr.json` is what the manifest implies."""
-    for relative, content in found.geometry.child_metadata():
-        if read_small(found.path / relative) != content:
-            raise CacheDamaged(
-                f"{found.path / relative} was edited or is damaged; extract again into this folder "
-                "to restore it (finished shards are kept)"
-            )
+def altered_metadata(path: Location, wanted: Mapping[str, bytes]) -> list[str]:
+    """Return the `zarr.json` files below the root that are missing or do not say what they should.
+
+    Args:
+        path: of the cache.
+        wanted: what `build_files` gives.
+    """
+    here: dict[str, bytes] = {}
+    for name in wanted:
+        if name.endswith(f"/{ROOT}"):
+            with suppress(CacheDamaged):
+                here[name] = read_small(path / name)
+    return [*find_altered(wanted, here)]
+
+
+def check_metadata(found: Manifest) -> None:
+    """Raise `CacheDamaged` unless every other `zarr.json` says what the manifest implies."""
+    for name in altered_metadata(found.path, found.files):
+        raise CacheDamaged(
+            f"{found.path / name} is missing, was edited or is damaged; extract again into this "
+            "folder to restore it (finished shards are kept)"
+        )
 
 
 def read_finished(found: Manifest, *, allow_incomplete: bool) -> dict[int, Entry]:
@@ -193,16 +216,16 @@ def inspect_shard(
     first, names = geometry.blocks_of(shard).start, stack.tap_names
     problems = []
     bad = (
-        zarr3.damaged_packed(raw, chunks, entries)
+        damaged_packed(raw, chunks, entries)
         if packed
-        else zarr3.damaged_parts(raw, chunks, entries, size)
+        else damaged_parts(raw, chunks, entries, size)
     )
     for number in bad:
         block, tap = divmod(number, len(names))
         chunk = f"tap {names[tap]} of block {first + block}"
         problems.append("the shard index" if number < 0 else chunk)
-    tail = raw[len(raw) - zarr3.tail_size(chunks, entries) :]
-    if not problems and zarr3.tail_checksum(tail, chunks) != checksum:
+    tail = raw[len(raw) - tail_size(chunks, entries) :]
+    if not problems and tail_checksum(tail, chunks) != checksum:
         problems.append("the whole file: it is not the one that the ledger lists")
     return problems
 
@@ -215,23 +238,26 @@ def read_index(found: Manifest, name: str) -> np.ndarray[Any, Any]:
     if not size:
         return np.empty(shape, data_type)
     content = read_exact(path, size)
-    body, crc = content[: -zarr3.CRC_BYTES], content[-zarr3.CRC_BYTES :]
-    if zarr3.crc_of(crc) != crc32c(body) or zarr3.index_checksum(content) != found.index_crcs[name]:
+    try:
+        values = decode_index(found.geometry, found.files, name, content)
+        if f"{crc32c(values.tobytes()):08x}" != found.index_crcs[name]:
+            raise ValueError("another checksum than in the manifest")
+    except ValueError as error:
         raise CacheDamaged(
             f"{path} fails its checksum; extract again into this folder to restore it (finished "
             "shards are kept)"
-        )
-    return body.view(np.dtype(data_type).newbyteorder("<")).reshape(shape)
+        ) from error
+    return values
 
 
 def _check_complete(found: Manifest, ledger: Location) -> None:
     content = ledger.read_bytes() if ledger.is_file() else b""
     record = found.path / COMPLETE
-    if read_small(record) == encode_complete(found.geometry, found.root, content):
+    if read_small(record) == encode_complete(found.geometry, found.config, content):
         return
     try:
         stored = json.loads(read_small(record))
-        altered = ROOT if stored["config"] != digest(found.root) else LEDGER
+        altered = ROOT if stored["config"] != found.config else LEDGER
         if stored["ledger"] == digest(content) and altered == LEDGER:
             altered = COMPLETE
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -246,7 +272,7 @@ def _check_entry(
     found: Manifest, shard: int, entry: Entry, sizes: Callable[[Location], int | None]
 ) -> None:
     geometry = found.geometry
-    if not 0 <= shard < geometry.n_shards or entry.config != digest(found.root):
+    if not 0 <= shard < geometry.n_shards or entry.config != found.config:
         raise CacheDamaged(f"{found.path / LEDGER}: shard {shard} belongs to another cache")
     for stack in geometry.stacks:
         path = found.path / geometry.shard_path(stack, shard)

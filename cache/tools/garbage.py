@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheLocked, CacheNotFound
-from ..format.fingerprint import digest
 from ..format.geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT
 from ..memory import size
 from ..storage.files import PARTIAL, WriterLock, is_locked, sync_folder
@@ -165,7 +164,7 @@ def _is_begun(file: Path) -> bool:
 def _listed(path: Path) -> set[Path]:
     """Return the shard files that count."""
     found: Manifest = read_manifest(path)
-    config, geometry = digest(found.root), found.geometry
+    config, geometry = found.config, found.geometry
     entries = read_ledger(path / LEDGER, tolerant=True)
     return {
         path / geometry.shard_path(stack, shard)

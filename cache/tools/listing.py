@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CacheError, CacheNotFound, CacheVersionError
-from ..format.geometry import COMPLETE, LOCK, MANIFEST, ROOT
+from ..format.geometry import COMPLETE, LOCK, ROOT
+from ..format.manifest import MANIFEST
 from ..format.spec import describe_types
 from ..memory import size
 from ..storage.location import local_path
-from ..storage.records import check_children, read_finished, read_manifest
+from ..storage.records import check_metadata, read_finished, read_manifest
 
 State = Literal["complete", "unfinished", "damaged", "other version"]
 _PEEK = 2**16
@@ -128,7 +129,7 @@ def describe(path: Path) -> CacheEntry:
     found, finished, problem = None, 0, ""
     try:
         found = read_manifest(path)
-        check_children(found)
+        check_metadata(found)
         finished = len(read_finished(found, allow_incomplete=True))
     except CacheNotFound as error:
         begun = state == "unfinished"

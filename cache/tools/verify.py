@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import CacheDamaged, CacheIncomplete
-from ..format.fingerprint import digest
 from ..format.geometry import COMPLETE, LEDGER, ROOT
 from ..format.layout import encode_complete
 from ..format.ledger import Entry, encode_ledger
@@ -19,7 +18,7 @@ from ..reading.cache import Cache
 from ..storage.files import holds, make_folders, read_exact, remove, write_atomic
 from ..storage.lease import lock_writing
 from ..storage.location import Location, parse_location
-from ..storage.records import Manifest, inspect_shard, read_ledger, read_manifest
+from ..storage.records import Manifest, altered_metadata, inspect_shard, read_ledger, read_manifest
 
 Progress = Callable[[int, int], None]
 _SHOWN = 5
@@ -145,11 +144,9 @@ def _report(
 
 
 def _examine(found: Manifest, progress: Progress | None) -> _Findings:
-    findings, geometry = _Findings(), found.geometry
-    for relative, content in geometry.child_metadata():
-        file = found.path / relative
-        if not holds(file, content):
-            findings.problems.append(f"{file} is missing or was altered")
+    findings = _Findings()
+    for name in altered_metadata(found.path, found.files):
+        findings.problems.append(f"{found.path / name} is missing or was altered")
     try:
         Cache(found, {}, "never")
     except CacheDamaged as error:
@@ -171,7 +168,7 @@ def _examine(found: Manifest, progress: Progress | None) -> _Findings:
 def _check_records(found: Manifest, findings: _Findings) -> dict[int, Entry]:
     """Compare ledger and COMPLETE; return the sound lines of the ledger."""
     ledger, record = found.path / LEDGER, found.path / COMPLETE
-    config, count = digest(found.root), found.geometry.n_shards
+    config, count = found.config, found.geometry.n_shards
     lines = read_ledger(ledger, tolerant=True)
     entries = {
         shard: entry
@@ -187,7 +184,7 @@ def _check_records(found: Manifest, findings: _Findings) -> dict[int, Entry]:
     if findings.unlisted:
         findings.problems.append(f"{ledger} lists {len(entries)} of {count} shards")
     content = ledger.read_bytes() if ledger.is_file() else b""
-    if record.read_bytes() != encode_complete(found.geometry, found.root, content):
+    if record.read_bytes() != encode_complete(found.geometry, found.config, content):
         findings.problems.append(f"{record} disagrees with the ledger or the metadata")
     return entries
 
@@ -229,12 +226,12 @@ def _repair(found: Manifest, findings: _Findings) -> bool:
             "or delete the folder and extract again. Nothing was changed"
         )
     finished = record.is_file()
-    for relative, content in geometry.child_metadata():
-        _restore(found.path / relative, content)
+    for name in altered_metadata(found.path, found.files):
+        _restore(found.path / name, found.files[name])
     ledger = encode_ledger(findings.good.values())
     _restore(found.path / LEDGER, ledger)
     if finished and findings.index_sound and len(findings.good) == geometry.n_shards:
-        _restore(record, encode_complete(geometry, found.root, ledger))
+        _restore(record, encode_complete(geometry, found.config, ledger))
         return True
     if finished:
         remove(record)

@@ -26,12 +26,14 @@ from ..errors import (
     ShardMisaligned,
 )
 from ..format.blocks import BLOCK_TOKENS
+from ..format.checksum import crc32c
 from ..format.compression import NONE
-from ..format.fingerprint import Fingerprint, digest
+from ..format.fingerprint import Fingerprint
 from ..format.geometry import ACTIVATIONS, COMPLETE, LEDGER, ROOT
+from ..format.hierarchy import build_files
 from ..format.layout import CacheLayout, check_keys, encode_complete, plan_layout
 from ..format.ledger import Entry, encode_ledger
-from ..format.shard_file import encode_plain, index_checksum
+from ..format.manifest import config_of, make_manifest
 from ..format.spec import Bytes, Ints, StorageTypes, TapSpec
 from ..storage.files import (
     PARTIAL,
@@ -41,11 +43,12 @@ from ..storage.files import (
     make_folders,
     read_exact,
     remove,
+    write_atomic,
     write_group,
 )
 from ..storage.lease import WriterLease, lock_writing
 from ..storage.location import Location, ObjectPath, files_below, parse_location
-from ..storage.records import Manifest, inspect_shard, read_ledger, read_manifest
+from ..storage.records import Manifest, altered_metadata, inspect_shard, read_ledger, read_manifest
 from .preflight import refuse_foreign, saved_rms, unit_rms, write_if_different
 from .shard import ShardBuffer
 
@@ -172,22 +175,21 @@ class CacheWriter:
         self._keep_calibration()
         root, layout = self.path, self.layout
         geometry = layout.geometry
-        chunks = {
-            name: encode_plain(v) if v.size else b""
-            for name, v in layout.index_values(keys).items()
-        }
-        crcs = {name: index_checksum(chunk) for name, chunk in chunks.items()}
-        origin = layout.origin
+        index = layout.index_values(keys)
+        crcs = {name: f"{crc32c(values.tobytes()):08x}" for name, values in index.items()}
+        manifest = make_manifest(geometry, layout.fingerprint, crcs)
+        self._config = config_of(manifest)
+        files = build_files(geometry, layout.attributes(crcs), index)
+        metadata = files.pop(ROOT)
         if (root / ROOT).exists():
             found = read_manifest(root)
-            self._refuse_other(found, crcs)
-            origin = found.origin
-        metadata = geometry.root_metadata(layout.fingerprint, crcs, origin)
-        self._config = digest(metadata)
-        files = {geometry.index_chunk(name)[0]: chunk for name, chunk in chunks.items() if chunk}
-        files |= dict(geometry.child_metadata())
-        write_group(root, files)
-        write_if_different(root / ROOT, metadata)
+            self._refuse_other(found, manifest)
+            altered = altered_metadata(root, files)  # more attributes alter nothing
+            kept = {n for n in files if n.endswith(f"/{ROOT}") and n not in altered}
+            write_group(root, {n: content for n, content in files.items() if n not in kept})
+        else:
+            write_group(root, files)
+            write_atomic(root / ROOT, metadata)
 
     def _keep_calibration(self) -> None:
         """Take the RMS of the cache that is there: it was decided once, before the first shard."""
@@ -206,8 +208,7 @@ class CacheWriter:
             )
         self.layout = replace(self.layout, rms=rms)
 
-    def _refuse_other(self, found: Manifest, crcs: dict[str, str]) -> None:
-        wanted = self.layout.geometry.manifest(self.layout.fingerprint, crcs)
+    def _refuse_other(self, found: Manifest, wanted: Mapping[str, Any]) -> None:
         differences = Fingerprint(found.manifest).diff(Fingerprint(wanted))
         if differences:
             raise FingerprintMismatch(
@@ -301,7 +302,7 @@ class CacheWriter:
 
     @property
     def config(self) -> str:
-        """Digest of the root metadata, which every ledger line carries."""
+        """Digest of the manifest, which every ledger line carries."""
         return self._config
 
     def accept(self, entry: Entry) -> None:
@@ -347,10 +348,9 @@ class CacheWriter:
                 if name.endswith(PARTIAL):  # of a worker that was killed; its shard is done by now
                     (self.path / name).unlink(missing_ok=True)
         ledger = encode_ledger(self._done.values())
-        root = (self.path / ROOT).read_bytes()
         write_if_different(self.path / LEDGER, ledger)
         write_if_different(
-            self.path / COMPLETE, encode_complete(self.layout.geometry, root, ledger)
+            self.path / COMPLETE, encode_complete(self.layout.geometry, self._config, ledger)
         )
         self.close()
 

@@ -283,7 +283,7 @@ def test_gc_removes_what_was_only_begun_and_nothing_like_it(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr("cache.writing.writer.encode_ledger", stop)
-        patch.setattr("cache.format.geometry.Geometry.root_metadata", stop)
+        patch.setattr("cache.writing.writer.build_files", stop)
         with pytest.raises(Cut):
             SAMPLE.writer(tmp_path / "begun")
     (tmp_path / "begun/index").mkdir()
