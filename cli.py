@@ -190,7 +190,7 @@ def _extract_retrieval() -> click.Command:
     return command
 
 
-@commands.stage("inspect", "What a cache holds: taps, samples, bytes, origin.")
+@commands.stage("inspect", "What a cache holds: taps, samples, bytes, provenance.")
 def _inspect() -> click.Command:
     from cache import info
 
@@ -239,7 +239,7 @@ def _cache() -> click.Command:
     @folder
     @as_json
     def list_caches(folder: str, as_json: bool) -> None:
-        """List the caches below FOLDER: state, samples, taps, bytes, origin."""
+        """List the caches below FOLDER: state, samples, taps, bytes, provenance."""
         show(ls(folder), as_json)
 
     @group.command("merge", epilog="Example: unipt cache merge a.zarr b.zarr --out both.zarr")

@@ -163,7 +163,7 @@ def extract_inputs(
     if not force:
         check_disk(path, layout.total_bytes)
     rms = None
-    if layout.geometry.coded_stacks and not (path / ROOT).exists():  # a started one keeps its own
+    if layout.geometry.quantized_stacks and not (path / ROOT).exists():  # a resumed one has its own
         with torch_threads(threads):
             rms = _calibrate(backbone, table, layout, batch_tokens)
     with CacheWriter.create(
@@ -175,7 +175,7 @@ def extract_inputs(
         row_ids=table.row_ids,
         dtype=store_dtype,
         fingerprint=layout.fingerprint,
-        origin=layout.origin,
+        provenance=layout.provenance,
         rms=rms,
         compression=compress,
         seed=seed,
@@ -276,7 +276,7 @@ def _calibrate(
     backbone: Backbone, table: InputTable, layout: CacheLayout, batch_tokens: int | None
 ) -> dict[str, torch.Tensor]:
     """Return the size of every channel of the int8 taps, from some of the first shard's samples."""
-    coded = [tap for stack in layout.geometry.coded_stacks for tap in stack.tap_names]
+    coded = [tap for stack in layout.geometry.quantized_stacks for tap in stack.tap_names]
     found, samples = Calibration(), calibration_samples(layout)
     batches = backbone.batches(samples, table.encoded.lengths, batch_tokens)
     with closing(passes(backbone, table, ((0, batch) for batch in batches))) as made:

@@ -158,7 +158,7 @@ class InputTable:
             fingerprint=self.fingerprint(backbone, types, parts | {"taps": kept}),
             seed=seed,
             block_tokens=block_tokens,
-            origin=backbone.origin(),
+            provenance=backbone.provenance(),
             compression=compression,
         )
 

@@ -61,7 +61,7 @@ def calibration_samples(layout: CacheLayout) -> Ints:
         return np.empty(0, np.int64)
     samples = layout.samples_of(0)
     geometry, rows = layout.geometry, np.full(len(samples), 2**40, np.int64)
-    for stack in geometry.coded_stacks or geometry.value_stacks:
+    for stack in geometry.quantized_stacks or geometry.value_stacks:
         cells = stack.width // stack.channels
         length = layout.packing.table.length
         rows = np.minimum(rows, cells * (length[stack.axis][samples] if stack.ragged else 1))

@@ -76,8 +76,8 @@ class Geometry:
         types = types_by_tap(self.dtype, self.taps)
         object.__setattr__(self, "dtype", one_or_each(types))
         stacks = group_taps(self.taps, types)
-        coded = (stack for stack in stacks if stack.dtype == "int8")
-        stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in coded)
+        quantized = (stack for stack in stacks if stack.dtype == "int8")
+        stacks += tuple(replace(s, name=s.name + SCALES, scales=True) for s in quantized)
         object.__setattr__(self, "stacks", stacks)
         axes = list(dict.fromkeys(tap.axis for tap in self.taps if tap.ragged))
         if axes != list(self.block_tokens):
@@ -99,7 +99,7 @@ class Geometry:
         return tuple(stack for stack in self.stacks if not stack.scales)
 
     @property
-    def coded_stacks(self) -> tuple[Stack, ...]:
+    def quantized_stacks(self) -> tuple[Stack, ...]:
         """The stacks of int8 numbers."""
         return tuple(stack for stack in self.value_stacks if stack.dtype == "int8")
 
@@ -190,7 +190,7 @@ class Geometry:
         arrays["row_to_sample"] = (table, "int64")
         arrays["row_id_bytes"] = ((self.row_id_bytes,), "uint8")
         arrays["row_id_offsets"] = ((self.n_rows + 1,), "int64")
-        for stack in self.coded_stacks:
+        for stack in self.quantized_stacks:
             arrays[self.rms_name(stack)] = ((len(stack.taps), stack.channels), "float32")
         return arrays
 

@@ -34,7 +34,7 @@ class CacheLayout:
     geometry: Geometry
     packing: Packing
     fingerprint: Fingerprint
-    origin: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     row_to_sample: Ints
     id_bytes: bytes
     id_offsets: Ints
@@ -67,7 +67,7 @@ class CacheLayout:
     def attributes(self, index_crcs: Mapping[str, str]) -> dict[str, Any]:
         """Return the attributes of the root, given the checksums of the index arrays."""
         manifest = make_manifest(self.geometry, self.fingerprint, index_crcs)
-        return {MANIFEST: manifest, PROVENANCE: dict(self.origin)}
+        return {MANIFEST: manifest, PROVENANCE: dict(self.provenance)}
 
     def samples_of(self, shard: int) -> Ints:
         """Return the samples of a shard in packed order."""
@@ -100,7 +100,7 @@ class CacheLayout:
         values["row_to_sample"] = self.row_to_sample
         values["row_id_bytes"] = np.frombuffer(self.id_bytes, np.uint8)
         values["row_id_offsets"] = self.id_offsets
-        for stack in self.geometry.coded_stacks:
+        for stack in self.geometry.quantized_stacks:
             rows = [np.asarray((self.rms or {})[name], np.float32) for name in stack.tap_names]
             values[self.geometry.rms_name(stack)] = np.stack(rows)
         return values
@@ -124,7 +124,7 @@ def plan_layout(
     seed: int = 0,
     block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
     blocks_per_shard: int | None = None,
-    origin: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     order: Ints | None = None,
     rms: Mapping[str, Tensor] | None = None,
     compression: str = NONE,
@@ -181,7 +181,7 @@ def plan_layout(
         geometry=geometry,
         packing=packing,
         fingerprint=fingerprint,
-        origin=dict(origin or {}),
+        provenance=dict(provenance or {}),
         row_to_sample=rows.astype(np.int64),
         id_bytes=b"".join(encoded),
         id_offsets=offsets,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .random_streams import PACKING, stream
 from .spec import Ints
 
 
@@ -89,7 +90,7 @@ def pack_samples(
         order: the permutation itself, where it comes from elsewhere.
     """
     if order is None:
-        order = np.random.default_rng(seed).permutation(n_samples).astype(np.int64)
+        order = stream(PACKING, seed).permutation(n_samples).astype(np.int64)
     needed = np.ones(n_samples, np.int64)  # blocks of each position
     ends = {}
     for axis, size in block_tokens.items():

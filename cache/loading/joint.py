@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..format.random_streams import ORDER, stream
 from ..format.spec import Ints
 from ..memory import PREFETCH, MemoryPlan, Tier, plan_memory, usual_device_limit
 from .order import Limits, cut_batches, rank_parts, window_order
@@ -206,7 +207,7 @@ class JointLoader:
         feed = self.feeds[self.primary]
         block = feed.cache.table.block[drawn[self.primary][:, 0]]
         same = feed.samples[:, 0] if self.spread else None  # whatever view is drawn
-        return window_order(block, np.random.default_rng([self.seed, epoch]), self.window, same)
+        return window_order(block, stream(ORDER, self.seed, epoch), self.window, same)
 
     def epoch(self, number: int, start_batch: int = 0) -> Generator[JointBatch, None, None]:
         """Yield the batches of an epoch, the same for the same number.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..format.random_streams import VIEWS, stream
 from ..format.spec import Ints
 
 _PARTS = 2**20
@@ -106,6 +107,6 @@ def _occurrence(which: Ints, counts: Ints) -> Ints:
 
 def draw_views(samples: Ints, seed: int, epoch: int, source: int) -> Ints:
     """Draw one sample of each row of `samples` [n, V], each equally likely, int64 [n, 1]."""
-    rng = np.random.default_rng([seed, epoch, source])
+    rng = stream(VIEWS, seed, epoch, source)
     column = rng.integers(0, samples.shape[1], (len(samples), 1))
     return np.take_along_axis(samples, column, axis=1)

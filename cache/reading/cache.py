@@ -49,7 +49,7 @@ class Cache:
         path: of the folder, or in the object store.
         geometry: shapes and sizes.
         fingerprint: what the cache holds.
-        origin: what its maker noted: names, places, versions.
+        provenance: what its maker noted: names, places, versions.
         table: place of every sample.
         row_to_sample: int64 [n_rows] or [n_rows, n_views].
         rms: tap -> size of each channel, float32, of those in int8.
@@ -59,7 +59,7 @@ class Cache:
         self.path = found.path
         self.geometry = found.geometry
         self.fingerprint: Fingerprint = found.fingerprint
-        self.origin = found.origin
+        self.provenance = found.provenance
         self.finished = set(finished)
         self._nbytes = sum(size for e in finished.values() for size, _ in e.files.values())
         self._verify: Verify = verify
@@ -356,7 +356,7 @@ def _rms(found: Manifest, index: dict[str, Array]) -> dict[str, Tensor]:
     """Return the RMS of each tap's channels; refuse what no calibration gives."""
     geometry = found.geometry
     result: dict[str, Tensor] = {}
-    for stack in geometry.coded_stacks:
+    for stack in geometry.quantized_stacks:
         table = torch.from_numpy(index[geometry.rms_name(stack)])
         if not (torch.isfinite(table) & (table > 0)).all():
             raise CacheDamaged(

@@ -43,7 +43,7 @@ class Manifest:
     manifest: dict[str, Any]
     geometry: Geometry
     fingerprint: Fingerprint
-    origin: dict[str, Any]
+    provenance: dict[str, Any]
     index_crcs: dict[str, str]
 
     @cached_property
@@ -54,7 +54,7 @@ class Manifest:
     @cached_property
     def files(self) -> dict[str, bytes]:
         """Every `zarr.json` as it was written, but for what may have been added to the root."""
-        return build_files(self.geometry, {MANIFEST: self.manifest, PROVENANCE: self.origin})
+        return build_files(self.geometry, {MANIFEST: self.manifest, PROVENANCE: self.provenance})
 
 
 def read_manifest(path: Location) -> Manifest:
@@ -82,7 +82,7 @@ def read_manifest(path: Location) -> Manifest:
                 f"{path} is a Zarr store but no activation cache; give another folder"
             )
         geometry, fingerprint, crcs = parse_manifest(attributes[MANIFEST])
-        origin = dict(attributes[PROVENANCE])
+        provenance = dict(attributes[PROVENANCE])
         if (root["zarr_format"], root["node_type"]) != (3, "group"):
             raise ValueError("it is no group of Zarr v3")
     except CacheVersionError as error:
@@ -99,7 +99,7 @@ def read_manifest(path: Location) -> Manifest:
         manifest=attributes[MANIFEST],
         geometry=geometry,
         fingerprint=fingerprint,
-        origin=origin,
+        provenance=provenance,
         index_crcs=crcs,
     )
 

@@ -17,7 +17,7 @@ from ..format.spec import Bytes, Ints, one_or_each
 from ..reading.cache import Cache
 
 TABLE = ("rows", "unique", "sha256")
-THROUGH = "through"
+HISTORY = "rounding_history"
 """Entry of `dtype`: storage types that rounded the numbers before the one they have now; a list, or
 a mapping by tap where they differ."""
 
@@ -43,7 +43,7 @@ def _kind(cache: Cache) -> Fingerprint:
     mapping = cache.fingerprint.mapping
     dtype, inputs = mapping.get("dtype"), mapping.get("inputs")
     if isinstance(dtype, dict):
-        mapping["dtype"] = {name: v for name, v in dtype.items() if name != THROUGH}
+        mapping["dtype"] = {name: v for name, v in dtype.items() if name != HISTORY}
     if isinstance(inputs, dict):
         mapping["inputs"] = {name: v for name, v in inputs.items() if name not in TABLE}
     views = cache.geometry.n_views
@@ -75,8 +75,8 @@ def of_taps(mapping: dict[str, Any], taps: Sequence[str]) -> dict[str, Any]:
         mapping = mapping | {"taps": {name: known[name] for name in taps}}
     if isinstance(stored := dtype.get("stored"), dict):
         dtype["stored"] = one_or_each({name: stored[name] for name in taps})
-    through = _through(mapping, taps)
-    return _rounded(mapping | {"dtype": dtype} if dtype else mapping, through)
+    history = _history(mapping, taps)
+    return _with_history(mapping | {"dtype": dtype} if dtype else mapping, history)
 
 
 def of_type(
@@ -87,13 +87,13 @@ def of_type(
     Numbers that were rounded to another type before are not those that an extraction in `target`
     gives, and the fingerprint says so. float32, and the type they were computed in, round nothing.
     """
-    dtype, through = _dtype(mapping), _through(mapping, [*source])
+    dtype, history = _dtype(mapping), _history(mapping, [*source])
     for name, before in source.items():
         if before not in ("float32", dtype.get("computed"), target[name]):
-            through[name] = [*dict.fromkeys([*through[name], before])]
+            history[name] = [*dict.fromkeys([*history[name], before])]
     if dtype:
         mapping = mapping | {"dtype": dict(dtype) | {"stored": one_or_each(target)}}
-    return _rounded(mapping, through)
+    return _with_history(mapping, history)
 
 
 def of_rounding(mapping: dict[str, Any], caches: Sequence[Cache]) -> dict[str, Any]:
@@ -102,28 +102,29 @@ def of_rounding(mapping: dict[str, Any], caches: Sequence[Cache]) -> dict[str, A
     Those of int8 are rounded again where the channels were calibrated differently.
     """
     names, rms = [tap.name for tap in caches[0].taps], caches[0].rms
-    before = [_through(cache.fingerprint.mapping, names) for cache in caches]
-    through = {name: [each for found in before for each in found[name]] for name in names}
-    recoded = any(not torch.equal(cache.rms[name], rms[name]) for cache in caches for name in rms)
-    for name in rms if recoded else ():
-        through[name].append("int8")
-    return _rounded(mapping, {name: [*dict.fromkeys(types)] for name, types in through.items()})
+    before = [_history(cache.fingerprint.mapping, names) for cache in caches]
+    history = {name: [each for found in before for each in found[name]] for name in names}
+    if any(not torch.equal(cache.rms[name], rms[name]) for cache in caches for name in rms):
+        for name in rms:
+            history[name].append("int8")
+    once = {name: [*dict.fromkeys(types)] for name, types in history.items()}
+    return _with_history(mapping, once)
 
 
-def _through(mapping: Mapping[str, Any], taps: Sequence[str]) -> dict[str, list[str]]:
+def _history(mapping: Mapping[str, Any], taps: Sequence[str]) -> dict[str, list[str]]:
     """Return the types that rounded each tap before."""
-    known = _dtype(mapping).get(THROUGH, [])
+    known = _dtype(mapping).get(HISTORY, [])
     by_tap = known if isinstance(known, dict) else dict.fromkeys(taps, known)
     return {name: [*by_tap.get(name, [])] for name in taps}
 
 
-def _rounded(mapping: dict[str, Any], through: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return the fingerprint for numbers that went through these types, given by tap."""
-    dtype = {name: value for name, value in _dtype(mapping).items() if name != THROUGH}
-    first, *others = through.values()
-    if any(through.values()):
+def _with_history(mapping: dict[str, Any], history: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the fingerprint for numbers with this rounding history, given by tap."""
+    dtype = {name: value for name, value in _dtype(mapping).items() if name != HISTORY}
+    first, *others = history.values()
+    if any(history.values()):
         alike = all(types == first for types in others)
-        dtype[THROUGH] = first if alike else {name: t for name, t in through.items() if t}
+        dtype[HISTORY] = first if alike else {name: t for name, t in history.items() if t}
     return mapping | {"dtype": dtype} if dtype else mapping
 
 

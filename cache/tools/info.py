@@ -19,7 +19,7 @@ class CacheInfo:
         compression: of the chunks; "none" without.
         tap_bytes: bytes of each tap's activations, not compressed.
         fingerprint: what the cache was made from.
-        origin: what its maker noted: names, places, versions.
+        provenance: what its maker noted: names, places, versions.
     """
 
     path: Location
@@ -35,7 +35,7 @@ class CacheInfo:
     stacks: dict[str, Any]
     tap_bytes: dict[str, int]
     fingerprint: dict[str, Any]
-    origin: dict[str, Any]
+    provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -57,7 +57,7 @@ class CacheInfo:
                     for name, size in self.tap_bytes.items()
                 ),
                 *(f"  array {name}: {array['shape']}" for name, array in self.stacks.items()),
-                *(f"{name}: {value}" for name, value in self.origin.items()),
+                *(f"{name}: {value}" for name, value in self.provenance.items()),
                 "made from " + json.dumps(self.fingerprint, indent=1),
             )
         )
@@ -88,5 +88,5 @@ def info(path: str | Location) -> CacheInfo:
         },
         tap_bytes=geometry.tap_bytes(),
         fingerprint=cache.fingerprint.mapping,
-        origin=cache.origin,
+        provenance=cache.provenance,
     )

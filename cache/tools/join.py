@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheConflict
+from ..format.random_streams import JOINING, stream
 from ..format.spec import Bytes, Ints
 from ..reading.cache import Cache
 
@@ -160,7 +161,7 @@ def _join_orders(caches: Sequence[Cache], numbers: Sequence[Ints], source: Ints,
         mine = mine[source[mine] == k]
         parts.append(mine[np.sort(np.unique(mine, return_index=True)[1])])
     deal = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    np.random.default_rng(seed).shuffle(deal)
+    stream(JOINING, seed).shuffle(deal)
     result = np.empty(len(deal), np.int64)
     for k, part in enumerate(parts):
         result[deal == k] = part

@@ -35,7 +35,7 @@ class CacheEntry:
         dtype: storage type.
         shards: (finished, all).
         nbytes: of all files.
-        origin: what its maker noted: names, places, versions.
+        provenance: what its maker noted: names, places, versions.
         problem: what is wrong, empty if nothing is.
     """
 
@@ -47,7 +47,7 @@ class CacheEntry:
     dtype: str
     shards: tuple[int, int]
     nbytes: int
-    origin: dict[str, Any]
+    provenance: dict[str, Any]
     problem: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Listing:
         for each in self.caches:
             done = "" if each.state == "complete" else f" ({each.shards[0]} of {each.shards[1]})"
             count = "?" if each.samples is None else f"{each.samples:,}"
-            name = str(each.origin.get("name", each.origin.get("backbone", "")))
+            name = str(each.provenance.get("name", each.provenance.get("backbone", "")))
             lines.append(
                 f"{each.state + done:<24} {size(each.nbytes):>12}  {count:>10} samples "
                 f"{len(each.taps):>3} taps  {each.dtype:<9} {each.path}  {name}".rstrip()
@@ -149,6 +149,6 @@ def describe(path: Path) -> CacheEntry:
         dtype=describe_types(geometry.dtype) if geometry else "?",
         shards=(finished, geometry.n_shards if geometry else 0),
         nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        origin=found.origin if found else {},
+        provenance=found.provenance if found else {},
         problem=problem,
     )

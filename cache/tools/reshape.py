@@ -51,7 +51,7 @@ def merge(
     first = caches[0].geometry
     layout = _layout(
         joined,
-        origin=caches[0].origin | {"assembled": f"merge of {len(caches)} caches"},
+        provenance=caches[0].provenance | {"assembled": f"merge of {len(caches)} caches"},
         seed=seed,
         block_tokens=_token_axes(caches[0]),
         blocks_per_shard=_kept_blocks_per_shard(caches[0], first.taps),
@@ -100,7 +100,7 @@ def convert(
         dtype=dtype,
         compression=compression,
         seed=cache.geometry.seed,
-        origin=cache.origin,
+        provenance=cache.provenance,
         block_tokens=dict.fromkeys(axes, block_tokens) if block_tokens else axes,
         blocks_per_shard=blocks_per_shard or _kept_blocks_per_shard(cache, chosen),
     )
@@ -141,7 +141,7 @@ def _kept_blocks_per_shard(cache: Cache, taps: Sequence[TapSpec]) -> int | None:
 def _layout(
     joined: Joined,
     *,
-    origin: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     seed: int,
     block_tokens: Mapping[str, int],
     blocks_per_shard: int | None,
@@ -175,13 +175,13 @@ def _layout(
         seed=seed,
         block_tokens={axis: size for axis, size in block_tokens.items() if axis in axes},
         blocks_per_shard=blocks_per_shard,
-        origin=origin,
+        provenance=provenance,
         order=joined.order,
         rms=first.rms or None,
         compression=compression or first.geometry.compression,
     )
     unknown = [
-        tap for s in layout.geometry.coded_stacks for tap in s.tap_names if tap not in first.rms
+        tap for s in layout.geometry.quantized_stacks for tap in s.tap_names if tap not in first.rms
     ]
     if not unknown:
         return layout

@@ -32,7 +32,7 @@ def refuse_foreign(root: Location) -> None:
 def saved_rms(found: Manifest) -> dict[str, Tensor]:
     """Return the size of each channel of int8 that a cache was begun with."""
     rms: dict[str, Tensor] = {}
-    for stack in found.geometry.coded_stacks:
+    for stack in found.geometry.quantized_stacks:
         try:
             table = torch.from_numpy(read_index(found, found.geometry.rms_name(stack)))
         except CacheDamaged as error:
@@ -45,7 +45,7 @@ def saved_rms(found: Manifest) -> dict[str, Tensor]:
 
 def unit_rms(geometry: Geometry) -> dict[str, Tensor]:
     """Return a size of 1 for every channel of int8."""
-    return {name: torch.ones(s.channels) for s in geometry.coded_stacks for name in s.tap_names}
+    return {name: torch.ones(s.channels) for s in geometry.quantized_stacks for name in s.tap_names}
 
 
 def write_if_different(path: Location, content: bytes) -> None:

@@ -92,7 +92,7 @@ class CacheWriter:
         seed: int = 0,
         block_tokens: int | Mapping[str, int] = BLOCK_TOKENS,
         blocks_per_shard: int | None = None,
-        origin: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
         rms: Mapping[str, Tensor] | None = None,
         compression: str = NONE,
         overlap: bool = False,
@@ -115,7 +115,7 @@ class CacheWriter:
             block_tokens: tokens of a block, or rows of single axes; frames follow from their bytes.
             blocks_per_shard: blocks of a file; None for 16 of tokens, or those of 256 MiB at most.
                 Grows to hold the longest sample.
-            origin: JSON values worth keeping that identify nothing: names, places, versions. A
+            provenance: JSON values worth keeping that identify nothing: names, places, versions. A
                 resumed cache keeps its first ones.
             rms: size of each channel, by tap, for int8: what `Calibration` gives. A resumed cache
                 keeps its first ones, so they may be left out then.
@@ -141,7 +141,7 @@ class CacheWriter:
             seed=seed,
             block_tokens=block_tokens,
             blocks_per_shard=blocks_per_shard,
-            origin=origin,
+            provenance=provenance,
             rms=rms,
             compression=compression,
         )
@@ -194,17 +194,17 @@ class CacheWriter:
     def _keep_calibration(self) -> None:
         """Take the RMS of the cache that is there: it was decided once, before the first shard."""
         geometry, rms = self.layout.geometry, self.layout.rms
-        coded = [name for stack in geometry.coded_stacks for name in stack.tap_names]
-        if not coded:
+        quantized = [name for stack in geometry.quantized_stacks for name in stack.tap_names]
+        if not quantized:
             return
         if (self.path / ROOT).exists():
             found = read_manifest(self.path)
             same = found.geometry.stacks == geometry.stacks
             rms = saved_rms(found) if same else unit_rms(geometry)  # another cache is refused later
-        if rms is None or not rms.keys() >= set(coded):
+        if rms is None or not rms.keys() >= set(quantized):
             raise ValueError(
                 "int8 needs the size of each channel before the first shard: give rms=, which "
-                f"Calibration measures on calibration_samples(layout), for the taps {coded}"
+                f"Calibration measures on calibration_samples(layout), for the taps {quantized}"
             )
         self.layout = replace(self.layout, rms=rms)
 

@@ -124,7 +124,7 @@ class Backbone(Protocol):
             prepared: what `prepare(encoded)` returned, if that is done.
         """
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
 
     def fingerprint_parts(self) -> dict[str, Any]:

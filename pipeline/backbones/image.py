@@ -187,7 +187,7 @@ class ImageBackbone:
             return parts[0]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in self.tap_modules}
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "pillow")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}

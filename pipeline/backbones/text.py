@@ -223,7 +223,7 @@ class TextBackbone:
             for tap in self.taps
         }
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}

@@ -145,13 +145,13 @@ def test_rounded_numbers_stay_known_as_such(tmp_path):
     convert(tmp_path / "a", tmp_path / "b", dtype="float32")
     check(tmp_path / "b", Part(range(60), dtype="float32"))
     dtype = Cache.open(tmp_path / "b").fingerprint.mapping["dtype"]
-    assert dtype == {"stored": "float32", "computed": "float32", "through": ["bfloat16"]}
+    assert dtype == {"stored": "float32", "computed": "float32", "rounding_history": ["bfloat16"]}
     direct = Part(range(60), dtype="float32")
-    with pytest.raises(FingerprintMismatch, match="through"):
+    with pytest.raises(FingerprintMismatch, match="rounding_history"):
         direct.writer(tmp_path / "b")
     convert(tmp_path / "b", tmp_path / "c", dtype="float16")
     dtype = Cache.open(tmp_path / "c").fingerprint.mapping["dtype"]
-    assert dtype["through"] == ["bfloat16"]
+    assert dtype["rounding_history"] == ["bfloat16"]
 
 
 def test_layouts_convert(tmp_path):
@@ -275,17 +275,17 @@ def test_int8_is_made_joined_and_left(tmp_path, kind):
         report = convert(tmp_path / name, tmp_path / f"{name}8", dtype="int8")
         assert report.dtype == "int8"
         cache = close(tmp_path / f"{name}8", part)
-        assert cache.fingerprint.mapping["dtype"]["through"] == ["float16"]
+        assert cache.fingerprint.mapping["dtype"]["rounding_history"] == ["float16"]
     whole = Part(range(60), taps=KINDS[kind])
     merge([tmp_path / "a8", tmp_path / "b8"], tmp_path / "m")
     cache = close(tmp_path / "m", whole)
-    assert cache.fingerprint.mapping["dtype"]["through"] == ["float16", "int8"]
+    assert cache.fingerprint.mapping["dtype"]["rounding_history"] == ["float16", "int8"]
     old = Cache.open(tmp_path / "a8").read(np.arange(40))
     for tap, values in cache.read(np.arange(40)).items():
         assert torch.equal(values, old[tap])  # rounded once, with the factors of the first
     convert(tmp_path / "m", tmp_path / "f", dtype="float32")
     dtype = close(tmp_path / "f", whole).fingerprint.mapping["dtype"]
-    assert dtype["through"] == ["float16", "int8"]
+    assert dtype["rounding_history"] == ["float16", "int8"]
     taps = [KINDS[kind][0].name]
     convert(tmp_path / "a8", tmp_path / "some", taps=taps)
     some = Cache.open(tmp_path / "some").read(np.arange(40))

@@ -71,7 +71,7 @@ def alternating(kind: str, *types: str) -> dict[str, str]:
 
 def rms_of(sample: Sample) -> dict[str, torch.Tensor]:
     found, layout = Calibration(), sample.layout()
-    coded = [tap for stack in layout.geometry.coded_stacks for tap in stack.taps]
+    coded = [tap for stack in layout.geometry.quantized_stacks for tap in stack.taps]
     samples = calibration_samples(layout)
     found.add({tap.name: sample.values(tap, samples) for tap in coded})
     return found.rms()
@@ -229,18 +229,20 @@ def test_taps_of_a_mix_are_those_of_a_narrower_one(tmp_path: Path) -> None:
         assert contents(wide) == contents(tmp_path / f"some{number}")
 
 
-def test_through_which_types_each_tap_went(tmp_path: Path) -> None:
+def test_the_rounding_history_of_each_tap(tmp_path: Path) -> None:
     a, b, c, d = (tap.name for tap in KINDS["tokens"])
     sample = mixed("tokens", {a: "float16", b: "float32", c: "float32", d: "int8"})
     path = sample.write(tmp_path / "c", rms=rms_of(sample))
     convert(path, tmp_path / "back", dtype="float32")
     stored = Cache.open(tmp_path / "back").fingerprint.mapping["dtype"]
     assert stored["stored"] == "float32"
-    assert stored["through"] == {a: ["float16"], d: ["int8"]}
+    assert stored["rounding_history"] == {a: ["float16"], d: ["int8"]}
     convert(tmp_path / "back", tmp_path / "a", taps=[a])
-    assert Cache.open(tmp_path / "a").fingerprint.mapping["dtype"]["through"] == ["float16"]
+    assert Cache.open(tmp_path / "a").fingerprint.mapping["dtype"]["rounding_history"] == [
+        "float16"
+    ]
     convert(tmp_path / "back", tmp_path / "bc", taps=[b, c])
-    assert "through" not in Cache.open(tmp_path / "bc").fingerprint.mapping["dtype"]
+    assert "rounding_history" not in Cache.open(tmp_path / "bc").fingerprint.mapping["dtype"]
 
 
 def test_joining_mixes(tmp_path: Path) -> None:

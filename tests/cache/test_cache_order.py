@@ -1,9 +1,12 @@
 """The order of an epoch: rounds that keep examples of one sample apart."""
 
 import numpy as np
+import pytest
+from cachekit import Sample, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache import Cache, Loader
 from cache.loading.order import draw_views, window_order
 
 
@@ -73,3 +76,21 @@ def test_views_are_drawn_evenly_and_apart():
     for other in (draw_views(samples, 2, 0, 0), draw_views(samples, 1, 1, 0)):
         assert 0.2 < (other == drawn).mean() < 0.5
     assert 0.2 < (draw_views(samples, 1, 0, 1) == drawn).mean() < 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_an_order_owes_nothing_to_the_packing_of_the_same_seed(tmp_path, seed):
+    """Drawn from one stream, epoch 0 would go through the samples as they were permuted."""
+    sample = Sample(lengths=[1] * 400, taps=token_taps(1), seed=seed, blocks_per_shard=8)
+    cache = Cache.open(sample.write(tmp_path / "cache"))
+    loader = Loader(cache, np.arange(400), taps=None, batch_size=20, seed=seed, window=8)
+    order = loader.order(0)
+    place = np.argsort(cache.packed_order)[order]  # of the samples on the disk, as they come
+    assert abs(np.corrcoef(place[:-1], place[1:])[0, 1]) < 0.9
+    assert (np.diff(place) == 1).mean() < 0.1
+    for batch in order.reshape(-1, 20):
+        assert len(np.unique(cache.table.block[batch])) > 4  # mixes the blocks of its window
+    views = np.arange(800).reshape(400, 2)
+    drawn = draw_views(views, seed, 0, 0)[:, 0] % 2
+    ranks = np.argsort(np.argsort(order))
+    assert abs(np.corrcoef(drawn, ranks)[0, 1]) < 0.2

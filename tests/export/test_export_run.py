@@ -81,7 +81,7 @@ def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     config = ExportConfig(run=places["run"], out=places["out"])
     run = Run.open(places["run"])
     cache = open_cache(run, run.info["cache"])
-    cache.origin.clear()
+    cache.provenance.clear()
     with pytest.raises(ExportError, match="as `backbone`"):
         recorded_backbone(cache, config, None)
     with pytest.raises(ExportError, match=r"text_cache: not options .* are backbone, cache"):

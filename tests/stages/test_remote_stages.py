@@ -55,7 +55,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
 
 
 def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, s3_server, monkeypatch) -> None:
-    from cache import location
+    from cache.storage import location
 
     proxy = s3kit.Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3kit.environment(proxy.address)["AWS_ENDPOINT_URL"])
