@@ -125,7 +125,7 @@ def recorded_backbone(cache: Cache, config: ExportConfig, given: str | None) -> 
     Raises:
         ExportError: nobody says which backbone it is.
     """
-    name = given or cache.origin.get("backbone")
+    name = given or cache.provenance.get("backbone")
     if not name:
         raise ExportError(
             f"{cache.path} does not say where its backbone came from: give its folder or hub id as "
@@ -138,7 +138,7 @@ def recorded_backbone(cache: Cache, config: ExportConfig, given: str | None) -> 
         dtype="float32" if config.dtype == "auto" else config.dtype,
         taps=[tap.name for tap in cache.taps],
         architecture=_architecture(name, recorded),
-        revision=config.revision or cache.origin.get("revision"),
+        revision=config.revision or cache.provenance.get("revision"),
         pool=recorded_pool(recorded.get("taps", {})),
         **_preprocessing(recorded.get("preprocessing", {})),
     )

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheLayout
+from cache.format.spec import StorageTypes, describe_types
 from cache.memory import usual_device_limit
-from cache.spec import StorageTypes, describe_types
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.disk import free_bytes, written_bytes

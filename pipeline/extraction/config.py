@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cache.spec import StorageType, StorageTypes
+from cache.format.spec import StorageType, StorageTypes
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool

@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from cache.spec import one_or_each
+from cache.format.spec import one_or_each
 from pipeline.backbones import ImageBackbone, TextBackbone, VideoBackbone
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.convnets.config import ConvNetConfig

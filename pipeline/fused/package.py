@@ -29,7 +29,7 @@ SHIPPABLE = (
         "pipeline.errors",
         "pipeline.backbones.shaping",
         "pipeline.backbones.pooling",
-        "cache.quantize",
+        "cache.format.quantize",
     ),
 )
 """Packages, and single modules, whose files may stand beside a model."""

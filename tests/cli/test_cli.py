@@ -89,7 +89,7 @@ def test_plan_prints_the_bytes_that_extraction_wrote(place):
 def test_inspect_tells_where_the_cache_came_from(place):
     told = json.loads(invoke("inspect", place / "cache", "--json").stdout)
     assert told["complete"]
-    assert told["origin"]["backbone"] == str(place / "model")
+    assert told["provenance"]["backbone"] == str(place / "model")
     assert "complete" in invoke("inspect", place / "cache").stdout
 
 

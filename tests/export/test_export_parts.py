@@ -54,7 +54,8 @@ def test_imports_the_loader_does_not_follow_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["import cache.reader", "from pipeline.train import train", "from pipeline import run"]
+    "text",
+    ["import cache.reading", "from pipeline.train import train", "from pipeline import run"],
 )
 def test_imports_of_this_project_are_refused(text: str) -> None:
     with pytest.raises(PackageError, match="cannot need this project"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.training.build import prepare
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,7 +26,6 @@ from pipeline.inputs import TextInput
 from pipeline.probe import pooled_features, probe
 from pipeline.report import read_evaluations, report
 from pipeline.train import train
-from pipeline.training.build import prepare
 
 TEXTS = [TextInput(text) for text in ("good one", "a", "bad two three", "good four words here")]
 

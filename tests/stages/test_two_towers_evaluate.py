@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 import torch
 from pairkit import pair_config, settings, write_caches, write_data
+from pipeline.retrieval.build import prepare_retrieval
+from pipeline.retrieval.evaluate import RetrievalEvaluation, render_retrieval
+from pipeline.retrieval.inference import embed
+from pipeline.retrieval.metrics import chance, folded, rank_all, summarize
+from pipeline.retrieval.ridge import _Ridge, pooled_features, ridge
+from pipeline.retrieval.train import train_retrieval
 from sklearn.linear_model import Ridge
 
 from cache import Cache, FingerprintMismatch
@@ -14,12 +20,6 @@ from pipeline.config import ConfigError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.reading.tables import DataError
 from pipeline.report import report
-from pipeline.retrieval.build import prepare_retrieval
-from pipeline.retrieval.evaluate import RetrievalEvaluation, render_retrieval
-from pipeline.retrieval.inference import embed
-from pipeline.retrieval.metrics import chance, folded, rank_all, summarize
-from pipeline.retrieval.ridge import _Ridge, pooled_features, ridge
-from pipeline.retrieval.train import train_retrieval
 from pipeline.run import Run
 
 
