@@ -36,7 +36,7 @@ def extract(config: ExtractConfig, *, progress: ProgressCallback | None = None) 
     """
     try:
         source = Source.of(config)
-        backbone = config.load_backbone(source.usual)
+        backbone = source.loader()()
         rows = source.rows(backbone)
         return extract_inputs(
             backbone,
@@ -51,7 +51,7 @@ def extract(config: ExtractConfig, *, progress: ProgressCallback | None = None) 
             batch_bound=config.batch_bound(backbone),
             block_tokens=config.block_tokens,
             force=config.force,
-            pool=config.worker_pool(source.usual),
+            pool=config.worker_pool(source.usual, source.facts),
             threads=config.threads,
             progress=progress,
         )

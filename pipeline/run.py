@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from safetensors.torch import load_file
 
 from cache import Cache, FingerprintMismatch
-from cache.location import Location, parse_location
+from cache.storage.location import Location, parse_location
 from pipeline.config import ConfigError
 from pipeline.errors import PipelineError
 from pipeline.systems import System, system_of, train_config

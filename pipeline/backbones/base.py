@@ -77,6 +77,13 @@ class Backbone(Protocol):
     def compute_dtype(self) -> torch.dtype:
         """The type of the arithmetic."""
 
+    def with_facts(self, facts: Sequence[str]) -> Self:
+        """Return this backbone recording facts of its inputs too (see `pipeline.inputs.FACTS`).
+
+        Raises:
+            BackboneError: they cannot be told of its inputs.
+        """
+
     def pooled(self, pool: str) -> Self:
         """Return this backbone with its taps pooled by `pool`; it shares the model.
 

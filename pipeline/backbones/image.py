@@ -102,6 +102,16 @@ class ImageBackbone:
         )
         self._pool(pool)
 
+    def with_facts(self, facts: Sequence[str]) -> Self:
+        """Return this backbone: there are no facts of an image to record.
+
+        Raises:
+            BackboneError: some are asked for.
+        """
+        if facts:
+            raise BackboneError(f"{self.name} reads no texts, which alone have {', '.join(facts)}")
+        return self
+
     def pooled(self, pool: str) -> Self:
         """Return this backbone with its taps pooled by `pool`; it shares the model."""
         other = copy.copy(self)

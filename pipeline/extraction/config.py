@@ -1,18 +1,20 @@
 """What to extract: the data, a backbone, its taps, the arithmetic, the folder."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cache.spec import StorageType, StorageTypes
+from cache.format.spec import StorageType, StorageTypes
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
 from pipeline.extraction.job import WorkerPool
 from pipeline.extraction.storage import checked_changes, checked_compression, stored_types
+from pipeline.inputs import FACTS, SPANS
 from pipeline.places import Place
 from pipeline.systems import AnyData
 
@@ -58,6 +60,9 @@ class ExtractConfig(Config):
     views: int = Field(default=1, ge=1)
     """Versions of each training input: the clean one and, above 1, random crops and flips of
     images or texts with a fifth of their tokens corrupted."""
+    spans: bool = False
+    """Record where each token begins and ends in its text, in characters (tap "spans"); tasks that
+    need it do so anyway."""
     taps: tuple[str, ...] | None = None
     """Glob pattern of taps to record, such as 'encoder.layer.*', or a slice of what it matches:
     'encoder.layer.*[::2]', 'encoder.layer.*[-4:]'; all taps if absent."""
@@ -129,23 +134,39 @@ class ExtractConfig(Config):
             ConfigError: a pattern of `store_dtype_of` matches no tap that is recorded.
         """
         names = [tap.name for tap in backbone.taps]
-        if not self.store_dtype_of:
+        exact: dict[str, StorageType] = {name: "float32" for name in names if name in FACTS}
+        if not self.store_dtype_of and not exact:
             return self.store_dtype
-        return stored_types(names, self.store_dtype, self.store_dtype_of)
+        states = [name for name in names if name not in exact]
+        return stored_types(states, self.store_dtype, self.store_dtype_of) | exact
 
-    def worker_pool(self, usual: Modality | None) -> WorkerPool | None:
-        """Return who computes; None for this process. `usual` is that of `load_backbone`."""
+    def worker_pool(
+        self, usual: Modality | None, facts: Mapping[str, Sequence[str]] | None = None
+    ) -> WorkerPool | None:
+        """Return who computes; None for this process. The arguments are those of `loader`."""
         if self.workers is None and self.scheduler is None:
             return None
-        load = partial(self.load_backbone, usual)
+        load = self.loader(usual, facts)
         return WorkerPool(load=load, workers=self.workers or 1, scheduler=self.scheduler)
 
-    def load_backbone(self, usual: Modality | None = None) -> Backbone:
-        """Load the backbone this config names.
+    def loader(
+        self, usual: Modality | None = None, facts: Mapping[str, Sequence[str]] | None = None
+    ) -> Callable[[], Backbone]:
+        """Return what loads the backbone this config names, here or in a worker.
 
         Args:
             usual: the tower that "auto" takes of a checkpoint of two.
+            facts: what the task needs to know of the inputs, by their modality.
         """
         options: dict[str, Any] = {name: getattr(self, name) for name in _LOADING}
         size = None if self.image_size is None else parse_size(self.image_size)
-        return load_backbone(self.backbone, usual=usual, image_size=size, **options)
+        needed = {name: tuple(each) for name, each in (facts or {}).items()}
+        if self.spans:
+            needed["text"] = tuple(dict.fromkeys((*needed.get("text", ()), SPANS)))
+        load = partial(load_backbone, self.backbone, usual=usual, image_size=size, **options)
+        return partial(_with_facts, load, needed) if needed else load
+
+
+def _with_facts(load: Callable[[], Backbone], facts: Mapping[str, Sequence[str]]) -> Backbone:
+    backbone = load()
+    return backbone.with_facts(facts.get(backbone.modality, ()))

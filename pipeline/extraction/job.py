@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from cache import ActivationOverflow, CacheLayout, ShardBuffer
-from cache.ledger import Entry
-from cache.location import Location
-from cache.spec import common_type
+from cache.format.ledger import Entry
+from cache.format.spec import common_type
+from cache.storage.location import Location
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.feed import Pass, feed
 from pipeline.extraction.media import UNREADABLE
 from pipeline.extraction.table import InputTable
+from pipeline.inputs import FACTS
 
 RESUME = "finished shards are kept. Run the same command again to go on"
 _BUFFERS = 2
@@ -180,7 +181,8 @@ class ShardJob:
         """
         self._backbone = self._backbone or self._checked_backbone()
         backbone, lengths = self._backbone, self.table.encoded.lengths
-        dtype = common_type(self.layout.geometry.types.values())
+        types = self.layout.geometry.types
+        dtype = common_type(each for tap, each in types.items() if tap not in FACTS)
         batches = numbered_batches(backbone, self.layout, self.table, shards, self.batch_bound)
         with (
             torch_threads(self.threads),

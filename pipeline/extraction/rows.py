@@ -4,7 +4,7 @@ Every split is extracted; the rows of "train" get all views. Costs a list of the
 file is opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -52,6 +52,16 @@ class Source(NamedTuple):
         found = {each for tower in self.towers.values() for each in tower.modalities}
         known: tuple[Modality, ...] = get_args(Modality)
         return next(each for each in known if each in found) if len(found) == 1 else None
+
+    @property
+    def facts(self) -> dict[str, tuple[str, ...]]:
+        """What the task needs to know of its inputs, by their modality."""
+        found = [(each, tower.facts) for tower in self.towers.values() for each in tower.modalities]
+        return {modality: facts for modality, facts in found if facts}
+
+    def loader(self) -> Callable[[], Backbone]:
+        """Return what loads the backbone, with what the task needs to know of its inputs."""
+        return self.config.loader(self.usual, self.facts)
 
     def rows(self, backbone: Backbone) -> Rows:
         """Return the inputs of the towers that `backbone` serves.

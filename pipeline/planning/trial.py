@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import StorageTypes, common_type, types_by_tap
+from cache.format.spec import StorageTypes, common_type, types_by_tap
 from pipeline.backbones import Backbone
 from pipeline.extraction.feed import feed
 from pipeline.extraction.table import InputTable
+from pipeline.inputs import FACTS
 from unipt import ConvSideNetwork, SideNetwork
 
 SIDE_TOKENS = 2048
@@ -38,7 +39,9 @@ def measure(
     The batches are visited in random order, so that any prefix covers long and short ones of many
     shards; the first is run once more beforehand to warm up.
     """
-    taken = common_type(types_by_tap(dtype, backbone.taps).values())
+    types = types_by_tap(dtype, backbone.taps)
+    taps = [tap for tap in backbone.taps if tap.name not in FACTS]
+    taken = common_type(types[tap.name] for tap in taps)
     order = np.random.default_rng(0).permutation(len(batches))
     tokens, spent, enough = 0, 0.0, False
     kept: list[tuple[dict[str, Tensor], NDArray[np.int64]]] = []
@@ -54,15 +57,15 @@ def measure(
             tokens += int(each.encoded.lengths.sum())
             if not enough:
                 kept.append((states, each.encoded.lengths))
-                enough = sum(_side_tokens(backbone.taps, part) for part, _ in kept) >= SIDE_TOKENS
+                enough = sum(_side_tokens(taps, part) for part, _ in kept) >= SIDE_TOKENS
             if spent >= seconds:
                 break
             mark = time.perf_counter()
     finally:
         passes.close()
-    states = {tap.name: torch.cat([part[tap.name] for part, _ in kept]) for tap in backbone.taps}
+    states = {tap.name: torch.cat([part[tap.name] for part, _ in kept]) for tap in taps}
     lengths = np.concatenate([lengths for _, lengths in kept])
-    side = _side_seconds(backbone.taps, states, lengths, side_width)
+    side = _side_seconds(taps, states, lengths, side_width)
     return tokens / spent, int(lengths.sum()) / side if side else 0.0
 
 

@@ -71,7 +71,7 @@ def _bytes(setup: Setup, samples: Mapping[str, Ints]) -> int:
     total = 0
     for tower, rows in samples.items():
         cache = setup.caches[tower]
-        for group in cache.group_taps(setup.taps[tower].names):
+        for group in cache.group_taps([tap.name for tap in setup.taps[tower].read]):
             size = cache.geometry.row_bytes(group.stack) * len(group.taps)
             total += size * int(cache.row_counts(group.stack, rows).sum())
     return total

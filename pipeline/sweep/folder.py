@@ -104,17 +104,10 @@ def _differences(known: dict[str, Any], told: dict[str, Any]) -> list[str]:
             lines += [
                 f"{key}: {old.get(key)!r} before, {new.get(key)!r} now"
                 for key in new
-                if key != "out" and _given(old.get(key)) != _given(new.get(key))
+                if key != "out" and old.get(key) != new.get(key)
             ]
         elif old != new:
             lines.append(f"{name}: {old!r} before, {new!r} now")
     if not lines and known["identity"] != told["identity"]:
         lines.append("the examples or the caches")
     return sorted(lines)
-
-
-def _given(value: Any) -> Any:
-    """Return a setting without the fields that are not given: another version may lack them."""
-    if not isinstance(value, dict):
-        return value
-    return {key: _given(inner) for key, inner in value.items() if inner is not None}

@@ -37,6 +37,9 @@ Tested = dict[str, Interval]
 """Test metrics with their bootstrap intervals."""
 JUDGED = 64
 """Examples of a pass over test, as `evaluate` takes by default."""
+STATES, MOMENTS = 4, 3
+"""Copies that a training holds: of its state (weights, best, average, one while dev is scored), and
+of what is trained (gradient, two moments)."""
 
 
 class Trainer:
@@ -108,21 +111,17 @@ class Trainer:
         each = max(1, *(self._bytes(config, fold) for config, fold in group))
         fits, even = max(1, limit // each), math.ceil(len(group) / workers)
         count = min(fits, even)
-        why = f"there are {len(group)}"
+        why = "there is no other" if len(group) == 1 else f"there are {len(group)}"
         if fits < even:
             why = f"{count + 1} would need {size((count + 1) * each)} of {size(limit)}"
         elif workers > 1:
             why += f" for {workers} workers"
-        return count, (
-            f"{count} trainings share each read of the caches, as {why}; {size(each)} for the "
-            "weights and moments of one"
-        )
+        shared = f"{count} trainings share each read of the caches"
+        told = "1 training reads the caches alone" if count == 1 else shared
+        return count, f"{told}, as {why}; {size(each)} each for weights and moments"
 
     def _bytes(self, config: TrainConfig, fold: int) -> int:
-        """Return the bytes of a training: weights, best, average and one to spare; moments, grad.
-
-        0 where its values do not go together.
-        """
+        """Return the bytes that a training holds beside its batch; 0 where values do not fit."""
         with torch.random.fork_rng():
             try:
                 setup = self.setup(config, fold)
@@ -130,7 +129,8 @@ class Trainer:
             except ConfigError:
                 return 0
         state = sum(value.nbytes for value in model.state_dict().values())
-        return 4 * state + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
+        return STATES * state + MOMENTS * trained
 
     def train(
         self, unit: Unit, on_step: ProgressCallback | None = None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.nannies import undisturbed_environment
+from pipeline.processes import undisturbed_environment
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import read_config
 from pipeline.sweep.trainer import Trainer

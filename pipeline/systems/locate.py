@@ -109,10 +109,11 @@ def _lacks_media(
 ) -> NDArray[np.bool_]:
     """Return whether a media file of each example is not in its cache, [n]."""
     lost = [
-        (samples[tower] < 0).any(1) & [not isinstance(each, TextInput) for each in given]
+        (samples[tower] < 0).any(1) & np.array([not isinstance(one, TextInput) for one in given])
         for tower, given in inputs.items()
     ]
-    return np.any(lost, axis=0)
+    found: NDArray[np.bool_] = np.any(lost, axis=0)
+    return found
 
 
 def modality_of(cache: Cache, usual: str) -> str:

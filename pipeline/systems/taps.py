@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 from cache import Cache, TapSpec
 from pipeline.config import ConfigError
+from pipeline.inputs import FACTS
 from pipeline.selection import select_names
 
-FACTS = ("spans",)
-"""Taps that hold facts of the input instead of states. "spans": where each token begins and ends
-in its text, in characters, [T, 2], exact in float32; both 0 for special tokens."""
 Layout = Literal["tokens", "grid", "map", "vector"]
 """What one text, picture or frame is in a tap: ragged tokens, patches, channels x cells, one."""
 

@@ -113,9 +113,7 @@ def test_a_model_keeps_its_mode(run: Path) -> None:
 
 def cache_options(case: Case, folder: Path) -> dict[str, Path]:
     """Return the place of the cache of each tower."""
-    return {
-        tower: Path(str(each.cache)) for tower, each in case.config(folder).towers.items()
-    }
+    return {tower: Path(str(each.cache)) for tower, each in case.config(folder).towers.items()}
 
 
 @each_system

@@ -218,9 +218,7 @@ def test_the_last_fit_takes_the_dev_rows_too_and_keeps_its_last_epoch(
     result = train(case.config(tmp_path, "last", data=data, epochs=3))
     counts = usual.info["examples"]
     assert Run.open(result.path).info["examples"] == {
-        "train": {
-            unit: count + counts["dev"][unit] for unit, count in counts["train"].items()
-        },
+        "train": {unit: count + counts["dev"][unit] for unit, count in counts["train"].items()},
         "test": counts["test"],
     }
     assert result.best_epoch == result.epochs == 3

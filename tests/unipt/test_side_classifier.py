@@ -54,9 +54,7 @@ def test_packed_equals_padded(pooling: str, segments: int) -> None:
     wide, narrow = (model(towers(segments, make)) for make in (padded, packed))
     assert wide.values["logits"].shape == (4, 2)
     assert wide.confidence["first"].shape == (4, 3)
-    torch.testing.assert_close(
-        narrow.values["logits"], wide.values["logits"], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(narrow.values["logits"], wide.values["logits"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(narrow.confidence["first"], wide.confidence["first"])
 
 
