@@ -85,7 +85,7 @@ def export(config: ExportConfig) -> ExportReport:
 def export_job(run: Run, config: ExportConfig) -> Job:
     """Collect what an exported folder needs: weights, backbones, examples, metrics, settings."""
     setup = run_setup(run, _splits(run, config.samples), moved=config.cache, device="cpu")
-    given = by_tower(config.backbone, tuple(run.towers), "backbone")
+    given = by_tower(config.backbone, run.towers, "backbone")
     loaded: dict[tuple[str, str | None], Backbone] = {}
     backbones = {}
     for tower, cache in setup.caches.items():

@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.data import Example, Labelled
+from pipeline.inputs import TextInput
 from pipeline.tasks.base import PerExample
+from pipeline.tasks.classification import Classification
 from pipeline.tasks.metrics import CLASSIFICATION, REGRESSION, better, bootstrap, check_metrics
+from unipt import Outputs
 
 KINDS = {"classification": CLASSIFICATION, "regression": REGRESSION}
 
@@ -29,6 +34,21 @@ def test_classification_metrics_by_hand() -> None:
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["f1"] == pytest.approx(2 * 0.75 * 0.75 / 1.5)
     assert found["matthews"] == pytest.approx((3 * 3 - 1 * 1) / (4 * 4))
+
+
+def test_the_right_class_is_among_the_five_most_likely() -> None:
+    logits = torch.zeros(4, 7)
+    logits[0] = torch.arange(7.0)  # class 2 is the fifth, 1 the sixth
+    logits[1] = torch.arange(7.0)
+    logits[2] = torch.tensor([0.0, 1, 1, 1, 1, 1, 1])  # six as likely: no tie helps
+    logits[3] = torch.nan
+    examples = [Example(str(t), (TextInput(str(t)),), t) for t in (2, 1, 3, 0)]
+    task = Classification([f"c{n}" for n in range(7)], metrics=["accuracy", "top5_accuracy"])
+    judged = task.judge([Outputs({"logits": logits})], Labelled(examples, ("text",)))
+    for row, wanted in enumerate([1.0, 0.0, 0.0, 0.0]):
+        assert judged.metrics(np.array([row]))["top5_accuracy"] == wanted
+    assert judged.metrics()["top5_accuracy"] == 0.25
+    assert list(judged.metrics()) == ["accuracy", "top5_accuracy"]
 
 
 def test_regression_metrics_by_hand() -> None:
