@@ -157,6 +157,13 @@ class UniPTModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         raise NotImplementedError
 
+    def processors(self) -> Sequence[Any]:
+        """Return what else is saved with the model, such as an image processor; not the tokenizer.
+
+        Each has `save_pretrained`.
+        """
+        return ()
+
     def usage(self, name: str) -> str:
         """Return code that loads the folder `name` and uses the model."""
         raise NotImplementedError
