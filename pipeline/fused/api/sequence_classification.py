@@ -41,6 +41,7 @@ class UniPTForSequenceClassification(UniPTModel):
     auto = "AutoModelForSequenceClassification"
     tag = "text-classification"
     stages = ("predict",)
+    side_model = SideClassifier
 
     @property
     def compares(self) -> bool:
@@ -195,3 +196,6 @@ class UniPTForSequenceClassification(UniPTModel):
         pairs = self.compares or self.config.pairs
         example = '{"text": "One.", "text_pair": "Another."}' if pairs else '"One sentence."'
         return USE.format(name=name, example=example)
+
+
+API = UniPTForSequenceClassification
