@@ -130,7 +130,8 @@ class Trainer:
                 return 0
         state = sum(value.nbytes for value in model.state_dict().values())
         trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
-        return STATES * state + MOMENTS * trained
+        total: int = STATES * state + MOMENTS * trained
+        return total
 
     def train(
         self, unit: Unit, on_step: ProgressCallback | None = None
