@@ -36,7 +36,7 @@ def extract(config: ExtractConfig, *, progress: ProgressCallback | None = None) 
     """
     try:
         source = Source.of(config)
-        backbone = source.load()
+        backbone = source.loader()()
         rows = source.rows(backbone)
         return extract_inputs(
             backbone,

@@ -1,6 +1,6 @@
-"""Index: embed a folder's pictures or clips with an exported two-tower model, once.
+"""Index: embed a folder's images or videos with an exported model, once.
 
-Cost: one forward pass a new content (a frame, for clips); files whose size and time, or content,
+Cost: one forward pass a new content (a frame, for videos); files whose size and time, or content,
 are those of the index in place are taken over from it, so the same command finishes an interrupted
 build and follows a folder that changes. Memory: the vectors, 4 E bytes a file, and two batches.
 """
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.console import duration
-from pipeline.fused.loading import load_retrieval
+from pipeline.fused.loading import load_exported
 from pipeline.gallery.embed import Vector, embed_files, media_files, model_digest
 from pipeline.gallery.store import (
     INFO,
@@ -29,7 +29,7 @@ from pipeline.gallery.store import (
     listed,
     shown,
 )
-from pipeline.training.inference import choose_device
+from pipeline.systems.inference import choose_device
 
 SAVE_SECONDS = 60.0
 """Time between two saves of an unfinished index."""
@@ -39,9 +39,9 @@ class IndexConfig(Config):
     """Which exported model embeds which folder, and where the index goes."""
 
     model: Path
-    """Folder of an exported two-tower model."""
+    """Folder of an exported model."""
     media: Path
-    """Folder of the pictures or clips, searched with its sub-folders."""
+    """Folder of the images or videos, searched with its sub-folders."""
     out: Path
     """Folder of the index; one that is there is brought up to date."""
     kind: Literal["auto", "image", "video"] = "auto"
@@ -49,7 +49,7 @@ class IndexConfig(Config):
     bad_media: Literal["error", "skip"] = "error"
     """What to do with files that cannot be read: name them and fail, or leave them out."""
     batch_size: int = Field(default=32, ge=1)
-    """Pictures or frames of a forward pass."""
+    """Images or frames of a forward pass."""
     threads: int = Field(default=0, ge=0)
     """Threads that decode; 0 takes one a core, at most 8."""
     device: str = "auto"
@@ -126,13 +126,13 @@ def build_index(config: IndexConfig, progress: ProgressCallback | None = None) -
         progress: told how far the build is, after every batch.
 
     Raises:
-        NotAnExport: `config.model` is no exported two-tower model.
+        NotAnExport: `config.model` is no exported model to search with.
         GalleryError: the media folder or `config.out` is unusable, or files cannot be read and
             `bad_media` is "error": all of them are named, and the others' vectors are kept.
     """
     start = time.monotonic()
     old = _earlier(config.out)
-    model = load_retrieval(config.model, trust_code=config.trust_code)
+    model = load_exported(config.model, "index", trust_code=config.trust_code)
     model.to(choose_device(config.device))
     kind: Kind = model.modality if config.kind == "auto" else config.kind
     paths = media_files(config.media, kind)

@@ -8,24 +8,20 @@ of the fused model a text.
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.fused.build import model_inputs
 from pipeline.fused.loading import load_exported
-from pipeline.fused.records import SUFFIXES, TextFormat, read_records
-from pipeline.inputs import TextInput
-from pipeline.training.inference import choose_device
+from pipeline.fused.records import SUFFIXES, Record, TextFormat, read_records
+from pipeline.systems.inference import choose_device
 
 WINDOW = 16
 """Batches that are read, sorted by length and written at a time."""
@@ -87,49 +83,6 @@ class PredictReport:
         )
 
 
-class Predictor:
-    """An exported model and its tokenizer.
-
-    Args:
-        folder: of the exported model.
-        device: torch device, or "auto".
-        trust_code: run the folder's own model code if it differs from this version's.
-
-    Raises:
-        NotAnExport: the folder is no exported model, or its code is not this version's.
-    """
-
-    def __init__(self, folder: Path, *, device: str = "auto", trust_code: bool = False) -> None:
-        self.model, self.tokenizer = load_exported(folder, trust_code=trust_code)
-        self.model.to(choose_device(device))
-        names = self.model.config.id2label
-        self.labels = [str(names[i]) for i in range(len(names))]
-        self.regression = self.model.config.problem_type == "regression"
-
-    def outputs(self, rows: Sequence[Sequence[TextInput]], batch_size: int = 32) -> Tensor:
-        """Return probabilities [n, labels], or scores [n, 1] of a regression, in order."""
-        order = sorted(range(len(rows)), key=lambda i: -sum(map(_size, rows[i])))
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            for i, values in zip(chosen, self._run([rows[i] for i in chosen]), strict=True):
-                found[i] = values
-        return torch.stack(found) if found else torch.empty(0, len(self.labels))
-
-    @torch.inference_mode()
-    def _run(self, rows: Sequence[Sequence[TextInput]]) -> Tensor:
-        inputs = model_inputs(self.tokenizer, rows, self.model.config)
-        moved = {name: value.to(self.model.device) for name, value in inputs.items()}
-        logits: Tensor = self.model(**moved).logits.float().cpu()
-        return logits if self.regression else logits.softmax(-1)
-
-    def row_of(self, text: str, pair: str | None = None) -> tuple[TextInput, ...]:
-        """Return an example as the model takes it: one input, or two sentences."""
-        if self.model.config.segments == 2:
-            return TextInput(text), TextInput(str(pair))
-        return (TextInput(text, pair),)
-
-
 def predict(
     config: PredictConfig,
     *,
@@ -146,28 +99,26 @@ def predict(
         progress: called after each window.
 
     Raises:
-        NotAnExport: see `Predictor`.
+        NotAnExport: the folder is no exported model that labels texts, or its code is not ours.
         PredictError: `out` exists, or pairs are given as single texts.
         RecordError: a line cannot be read.
     """
     if sink is None and config.out is not None and config.out.exists() and not config.force:
         raise PredictError(f"{config.out} exists: choose another file, or force=True")
-    predictor = Predictor(config.model, device=config.device, trust_code=config.trust_code)
-    if predictor.model.config.segments == 2 and config.text_pair is None:
+    model = load_exported(config.model, "predict", trust_code=config.trust_code)
+    model.to(choose_device(config.device))
+    if model.compares and config.text_pair is None:
         raise PredictError("this model compares two texts: name the second one's column, text_pair")
     labelled, empty = 0, []
     with ExitStack() as files:
         lines = source if source is not None else _open_input(config, files)
         records = read_records(lines, _layout(config), text=config.text, text_pair=config.text_pair)
-        write = _writer(sink or _open_output(config, files), config.format, predictor)
+        write = _writer(sink or _open_output(config, files), config.format, model.no_record)
         while window := list(islice(records, WINDOW * config.batch_size)):
             full = [record for record in window if record.text is not None]
-            outputs = predictor.outputs(
-                [predictor.row_of(str(r.text), r.pair) for r in full], config.batch_size
-            )
-            values = iter(outputs.tolist())
+            found = label(model, full, config.batch_size)
             for record in window:
-                write(record.line, None if record.text is None else next(values))
+                write(record.line, found.get(record.line))
             labelled += len(full)
             empty += [record.line for record in window if record.text is None]
             if progress:
@@ -175,8 +126,21 @@ def predict(
     return PredictReport(labelled=labelled, empty_lines=tuple(empty))
 
 
-def _size(item: TextInput) -> int:
-    return len(item.text) + len(item.pair or "")
+def label(model: Any, records: Sequence[Record], batch_size: int) -> dict[int, dict[str, Any]]:
+    """Return what an exported model says of each record, by its line.
+
+    Args:
+        model: with a `predict`.
+        records: none of them empty; they are run in batches of like length.
+        batch_size: texts of a forward pass.
+    """
+    order = sorted(records, key=lambda record: -sum(len(part or "") for part in record[1:]))
+    found: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(order), batch_size):
+        lines, texts, pairs = zip(*order[start : start + batch_size], strict=True)
+        said = model.predict(texts, None if pairs[0] is None else pairs)
+        found |= zip(lines, said, strict=True)
+    return found
 
 
 def _layout(config: PredictConfig) -> TextFormat:
@@ -198,40 +162,32 @@ def _open_output(config: PredictConfig, files: ExitStack) -> IO[str]:
 
 
 def _writer(
-    sink: IO[str], form: Literal["jsonl", "tsv"], predictor: Predictor
-) -> Callable[[int, list[float] | None], None]:
-    """Return what writes one line: the number of the input line, and its outputs or None."""
-    table: Any = csv.writer(sink, delimiter="\t", lineterminator="\n")
-    names = [] if predictor.regression else predictor.labels
-    if form == "tsv":
-        table.writerow(["line", *([] if predictor.regression else ["label"]), "score", *names])
+    sink: IO[str], form: Literal["jsonl", "tsv"], empty: Mapping[str, Any]
+) -> Callable[[int, Mapping[str, Any] | None], None]:
+    """Return what writes one line: the number of the input line, and its record or None.
 
-    def write(line: int, values: list[float] | None) -> None:
-        record = _describe(line, values, predictor)
-        if form == "jsonl":
-            sink.write(json.dumps(record, ensure_ascii=False) + "\n")
+    Args:
+        sink: takes the lines.
+        form: of a line; in a table, a mapping in a record has a column for each of its names.
+        empty: a record without values.
+    """
+    table: Any = csv.writer(sink, delimiter="\t", lineterminator="\n")
+    if form == "tsv":
+        table.writerow(["line", *_flat(empty)])
+
+    def write(line: int, record: Mapping[str, Any] | None) -> None:
+        if form == "tsv":
+            values = _flat(record or empty).values()
+            table.writerow(["" if value is None else value for value in (line, *values)])
             return
-        listed = record.pop("probabilities", None) or {}
-        table.writerow(["" if v is None else v for v in _cells(record, listed, names)])
+        said = record or dict.fromkeys(empty)
+        sink.write(json.dumps({"line": line, **said}, ensure_ascii=False) + "\n")
 
     return write
 
 
-def _cells(record: dict[str, Any], listed: dict[str, float], names: list[str]) -> Iterator[Any]:
-    yield from record.values()
-    yield from (listed.get(name) for name in names)
-
-
-def _describe(line: int, values: list[float] | None, predictor: Predictor) -> dict[str, Any]:
-    if predictor.regression:
-        return {"line": line, "score": None if values is None else values[0]}
-    if values is None:
-        return {"line": line, "label": None, "score": None, "probabilities": None}
-    best = max(range(len(values)), key=values.__getitem__)
-    listed = dict(zip(predictor.labels, values, strict=True))
-    return {
-        "line": line,
-        "label": predictor.labels[best],
-        "score": values[best],
-        "probabilities": listed,
-    }
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        found |= value if isinstance(value, Mapping) else {name: value}
+    return found

@@ -1,4 +1,4 @@
-"""Pictures of a run: which layers the gates trust, the learning curve, the comparison with probes.
+"""Draws a run: the confidence of each layer, the learning curve, the comparison with probes.
 
 Needs the extra `plot` (matplotlib, without a display). Reads only the run folder.
 """
@@ -6,7 +6,6 @@ Needs the extra `plot` (matplotlib, without a display). Reads only the run folde
 import importlib
 import json
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.run import Run, RunError
-from pipeline.training.evaluation import Evaluation
 from pipeline.training.files import write_with
+from pipeline.training.judge import Evaluation
 
 COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#8d6a9f", "#f2b134", "#5c677d", "#b56576", "#6d9f71")
 DPI = 150
+METRICS = 4
+"""Metrics of a comparison, at most: the first ones."""
 Array = NDArray[np.float64]
+Groups = dict[str, Array]
+Panel = tuple[str, Sequence[str], Groups]
+"""Title, target layers, and confidences [n, N] by group."""
 
 
 def report(run_path: Path, out: Path | None = None, *, split: str = "test") -> list[Path]:
-    """Draw every picture a run has the data for.
+    """Draw everything that a run has the data for.
 
     Args:
         run_path: a finished run.
-        out: folder of the pictures; the run's own by default.
+        out: folder of the files; the run's own by default.
         split: split whose predictions and evaluations are drawn.
 
     Returns:
@@ -54,8 +58,8 @@ def report(run_path: Path, out: Path | None = None, *, split: str = "test") -> l
 def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
     """Return the probes' and the run's own evaluations of `split`, as `Evaluation.to_dict`."""
     rows = []
-    for kind, layers in product(("probe", "ridge"), ("last", "all")):
-        file = folder / f"{kind}_{layers}.json"
+    for layers in ("last", "all"):
+        file = folder / f"probe_{layers}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))["evaluations"]
             rows += [found[split]] if split in found else []
@@ -68,7 +72,7 @@ def read_evaluations(folder: Path, split: str) -> list[dict[str, Any]]:
 def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
     """Draw the confidence of each layer: mean and standard deviation over samples.
 
-    A bar for each class (of a regression: for all samples); a panel for each tower of a retrieval.
+    A panel a tower; a bar for each class where there are some, else one for all samples.
     """
     panels = confidence_panels(run, split)
     most = max(len(layers) for _, layers, _ in panels)
@@ -76,21 +80,44 @@ def draw_confidence(run: Run, path: Path, *, split: str = "test") -> Path:
     for panel, (name, layers, groups) in zip(np.atleast_1d(axes), panels, strict=True):
         _draw_layers(panel, [short_name(layer) for layer in layers], groups)
         panel.set_title(name, fontsize=10)
-    figure.suptitle(f"Which layers the gate trusts ({split}; mean and deviation)", fontsize=10)
+    figure.suptitle(f"Confidence of each layer ({split}; mean and deviation)", fontsize=10)
     return _save(figure, path)
 
 
-def confidence_panels(run: Run, split: str) -> list[tuple[str, Sequence[str], dict[str, Array]]]:
-    """Return title, target layers and confidences by group of each panel."""
-    if run.kind != "retrieval":
-        return [("", run.taps[:-1], confidence_groups(run, split))]
-    panels: list[tuple[str, Sequence[str], dict[str, Array]]] = []
-    for tower, what, kind in (("text", "captions", "predictions"), ("media", "items", "items")):
-        taps = run.tower_taps(tower)
-        panels.append(
-            (f"{tower} tower", taps[:-1] or taps, {what: _confidences(run, kind, split)[1]})
+def confidence_panels(run: Run, split: str) -> list[Panel]:
+    """Return a panel for each tower whose confidence the records of a split hold.
+
+    Raises:
+        RunError: there are no such records.
+    """
+    files = sorted(run.path.glob(f"*_{split}.jsonl"), key=lambda path: path.stem)
+    files.sort(key=lambda path: not path.name.startswith("predictions"))
+    found = [records for records in map(_records, files) if "confidence" in records[0]]
+    if not found:
+        raise RunError(
+            f"{run.path} has no predictions_{split}.jsonl with the confidence of each layer; run "
+            f"`evaluate` with split {split}"
         )
-    return panels
+    towers = {(each.taps, each.cache["digest"]): name for name, each in run.towers.items()}
+    several = len(towers) > 1
+    return [
+        (f"{name} tower" * several, taps[:-1] or taps, confidence_groups(run, records))
+        for ((taps, _), name), records in zip(towers.items(), found, strict=False)
+    ]
+
+
+def confidence_groups(run: Run, records: Sequence[dict[str, Any]]) -> Groups:
+    """Return the confidences [n, N] of each true class (of all samples if there are none)."""
+    values = np.asarray([record["confidence"] for record in records], dtype=np.float64)
+    labels = run.labels
+    if labels is None or len(labels) > len(COLOURS) or records[0].get("target") is None:
+        return {"all samples": values}
+    targets = np.asarray([record["target"] for record in records])
+    return {name: values[targets == name] for name in labels if (targets == name).any()}
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] or [{}]
 
 
 def _draw_layers(axes: Any, layers: Sequence[str], groups: dict[str, Array]) -> None:
@@ -157,13 +184,13 @@ def draw_learning(run: Run, path: Path) -> Path:
 def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> Path:
     """Draw evaluations of one split beside each other, a panel a metric, with their intervals.
 
-    Of a retrieval the recalls of text to media are drawn, and Rsum, which sums both ways.
+    Of many metrics, the first `METRICS` are drawn.
     """
     records = [row.to_dict() if isinstance(row, Evaluation) else row for row in rows]
     if not records:
         raise ValueError("there is nothing to compare; give at least one evaluation")
-    metrics = [name for name in records[0]["metrics"] if not name.startswith("m2t_")]
-    decimals = 1 if "rsum" in metrics else 3  # recalls are percents
+    metrics = list(records[0]["metrics"])[:METRICS]
+    digits = records[0]["digits"]
     size = (1.2 + 3.2 * len(metrics), 1.3 + 0.5 * len(records))
     figure, panels = _figure(size, columns=len(metrics))
     places = np.arange(len(records))[::-1]
@@ -181,7 +208,7 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
                 color=COLOURS[1] if own else COLOURS[0],
             )
             panel.annotate(
-                f"{value['value']:.{decimals}f}",
+                f"{value['value']:.{digits}f}",
                 (value["value"], place),
                 xytext=(0, 6),
                 textcoords="offset points",
@@ -193,31 +220,12 @@ def draw_comparison(rows: Sequence[Evaluation | dict[str, Any]], path: Path) -> 
         panel.set_yticks(places, [record["name"] for record in records])
         panel.grid(axis="x", color="#dddddd", linewidth=0.7)
         panel.tick_params(axis="y", length=0)
-    level = records[0]["level"]
+    first = records[0]
     figure.suptitle(
-        f"{records[0]['split']}, {records[0]['examples']:,} examples, {level:.0%} intervals",
+        f"{first['split']}, {first['examples']:,} {first['unit']}, {first['level']:.0%} intervals",
         fontsize=10,
     )
     return _save(figure, path)
-
-
-def confidence_groups(run: Run, split: str) -> dict[str, Array]:
-    """Return the confidences [n, N] of each true class (of all samples if there are none)."""
-    records, values = _confidences(run, "predictions", split)
-    labels = run.labels
-    if labels is None or len(labels) > len(COLOURS) or records[0]["target"] is None:
-        return {"all samples": values}
-    targets = np.asarray([record["target"] for record in records])
-    return {name: values[targets == name] for name in labels if (targets == name).any()}
-
-
-def _confidences(run: Run, kind: str, split: str) -> tuple[list[dict[str, Any]], Array]:
-    """Return the records of `<kind>_<split>.jsonl` and their confidences [n, N]."""
-    file = run.path / f"{kind}_{split}.jsonl"
-    if not file.is_file():
-        raise RunError(f"{run.path} has no {file.name}; run `evaluate` with split {split}")
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return records, np.asarray([record["confidence"] for record in records], dtype=np.float64)
 
 
 def _spread(values: Array) -> Array:

@@ -1,10 +1,10 @@
-"""Search: the pictures or clips of an index that are nearest to a text, a picture or a clip.
+"""Search: the images or videos of an index that are nearest to a text, an image or a video.
 
 Cost: one forward pass for the query and one product with all vectors (n E multiplications: 0.1 s
 at n = 10**6, E = 512), plus one decode an answer for a contact sheet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from pydantic import Field
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.config import Config
-from pipeline.fused.loading import load_retrieval
+from pipeline.fused.loading import load_exported
 from pipeline.gallery.embed import model_digest, query_vector
 from pipeline.gallery.sheet import Tile, draw_sheet, save_sheet
 from pipeline.gallery.store import NOUNS, Entry, GalleryError, Index, StaleIndex, listed, shown
 from pipeline.media.images import MediaError, open_image
 from pipeline.media.video import read_frames
-from pipeline.training.inference import choose_device
+from pipeline.systems.inference import choose_device
 
 
 class SearchConfig(Config):
@@ -30,9 +30,9 @@ class SearchConfig(Config):
     """Folder of an index."""
     query: str | None = None
     """Text to search by."""
-    picture: Path | None = None
-    """Picture to search by, instead of a text."""
-    clip: Path | None = None
+    image: Path | None = None
+    """Image to search by, instead of a text."""
+    video: Path | None = None
     """Clip to search by, instead of a text."""
     k: int = Field(default=10, ge=1)
     """Answers, at most as many as there are files."""
@@ -115,16 +115,16 @@ def search(config: SearchConfig) -> SearchReport:
     Raises:
         GalleryError: there is no index, not exactly one query, or it is empty or unreadable.
         StaleIndex: the index is unfinished, or the model is not the one it was built with.
-        NotAnExport: the model's folder holds no exported two-tower model.
+        NotAnExport: the model's folder holds no exported model to search with.
     """
-    query = _query(config)
+    kind, query = _query(config)
     index = Index.read(config.index)
     folder = config.model or index.model
     _check_fresh(index, config.index, folder)
-    model = load_retrieval(folder, trust_code=config.trust_code)
+    model = load_exported(folder, "search", trust_code=config.trust_code)
     model.to(choose_device(config.device))
     try:
-        vector = query_vector(model, text=config.query, picture=config.picture, clip=config.clip)
+        vector = query_vector(model, kind, query)
     except (MediaError, OSError) as error:
         raise GalleryError(f"the query cannot be read: {error}") from error
     neighbours = NearestNeighbors(
@@ -138,7 +138,7 @@ def search(config: SearchConfig) -> SearchReport:
         for rank, (e, distance) in enumerate(zip(found, distances[0], strict=True), 1)
     )
     report = SearchReport(
-        query=query,
+        query=str(query),
         media=media,
         kind=index.kind,
         files=len(index.entries),
@@ -147,20 +147,21 @@ def search(config: SearchConfig) -> SearchReport:
         sheet=config.sheet,
     )
     if config.sheet is not None:
-        _draw(report, config.sheet, picture=config.picture, clip=config.clip)
+        _draw(report, config.sheet, kind, query)
     return report
 
 
-def _query(config: SearchConfig) -> str:
-    given = [q for q in (config.query, config.picture, config.clip) if q is not None]
+def _query(config: SearchConfig) -> tuple[str, str | Path]:
+    """Return the kind of the one query that is given, and it."""
+    asked = {"text": config.query, "image": config.image, "video": config.video}
+    given = [(kind, query) for kind, query in asked.items() if query is not None]
     if len(given) != 1:
         raise GalleryError(
-            f"give one query, not {len(given)}: a text, a picture (picture=...) or a clip "
-            "(clip=...)"
+            f"give one query, not {len(given)}: a text, an image (image=...) or a video (video=...)"
         )
-    if not str(given[0]).strip():
+    if not str(given[0][1]).strip():
         raise GalleryError("the query is empty: say what to look for")
-    return str(given[0])
+    return given[0]
 
 
 def _check_fresh(index: Index, path: Path, model: Path) -> None:
@@ -199,31 +200,35 @@ def _warnings(hits: Sequence[Hit], media: Path, index: Path) -> list[str]:
     return found
 
 
-def _draw(report: SearchReport, path: Path, *, picture: Path | None, clip: Path | None) -> None:
-    video = report.kind == "video"
+def _draw(report: SearchReport, path: Path, kind: str, query: str | Path) -> None:
     tiles = [
         Tile(
-            picture=_thumbnail(report.media / hit.path, clip=video),
+            image=_thumbnail(report.media / hit.path, report.kind),
             rank=hit.rank,
             score=hit.score,
             name=shown(Path(hit.path).name),
-            clip=video,
+            kind=report.kind,
         )
         for hit in report.hits
     ]
-    asked = picture or clip
     sheet = draw_sheet(
         tiles,
-        title=report.query if asked is None else shown(asked.name),
+        title=query if isinstance(query, str) else shown(query.name),
         note=f"nearest {len(tiles)} of {report.files:,} {NOUNS[report.kind]}, by cosine",
-        query=None if asked is None else _thumbnail(asked, clip=asked is clip),
+        query=None if isinstance(query, str) else _thumbnail(query, kind),
     )
     save_sheet(sheet, path)
 
 
-def _thumbnail(path: Path, *, clip: bool) -> Image.Image | None:
-    """Return the picture, or the frame in the middle of a clip; None if it cannot be read."""
+def _thumbnail(path: Path, kind: str) -> Image.Image | None:
+    """Return the image, or the frame in the middle of a video; None if it cannot be read."""
     try:
-        return read_frames(path, fps=0, max_frames=1)[0] if clip else open_image(path)
+        return THUMBNAILS[kind](path)
     except (MediaError, OSError):
         return None
+
+
+THUMBNAILS: dict[str, Callable[[Path], Image.Image]] = {
+    "image": open_image,
+    "video": lambda path: read_frames(path, fps=0, max_frames=1)[0],
+}

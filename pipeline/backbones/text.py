@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import Kind
+from cache.format.spec import Kind
 from pipeline.backbones.base import Modality, Smaller
 from pipeline.backbones.corruption import Corruption
 from pipeline.backbones.encoding import EncodedTexts, encode, length_batches

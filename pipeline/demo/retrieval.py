@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.console import duration, progress_line
+from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm
 from pipeline.demo.emoji import CAPTIONS, efficientnet_lite0, emoji_pictures
-from pipeline.data import DataConfig
 from pipeline.demo.run import Echo, evaluations, stage
 from pipeline.evaluate import render_table
 from pipeline.export import ExportConfig, export

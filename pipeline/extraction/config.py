@@ -1,13 +1,13 @@
 """What to extract: the data, a backbone, its taps, the arithmetic, the folder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cache.spec import StorageType, StorageTypes
+from cache.format.spec import StorageType, StorageTypes
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool
@@ -143,16 +143,16 @@ class ExtractConfig(Config):
     def worker_pool(
         self, usual: Modality | None, facts: Mapping[str, Sequence[str]] | None = None
     ) -> WorkerPool | None:
-        """Return who computes; None for this process. The arguments are `load_backbone`'s."""
+        """Return who computes; None for this process. The arguments are those of `loader`."""
         if self.workers is None and self.scheduler is None:
             return None
-        load = partial(self.load_backbone, usual, facts)
+        load = self.loader(usual, facts)
         return WorkerPool(load=load, workers=self.workers or 1, scheduler=self.scheduler)
 
-    def load_backbone(
+    def loader(
         self, usual: Modality | None = None, facts: Mapping[str, Sequence[str]] | None = None
-    ) -> Backbone:
-        """Load the backbone this config names.
+    ) -> Callable[[], Backbone]:
+        """Return what loads the backbone this config names, here or in a worker.
 
         Args:
             usual: the tower that "auto" takes of a checkpoint of two.
@@ -160,6 +160,13 @@ class ExtractConfig(Config):
         """
         options: dict[str, Any] = {name: getattr(self, name) for name in _LOADING}
         size = None if self.image_size is None else parse_size(self.image_size)
-        backbone = load_backbone(self.backbone, usual=usual, image_size=size, **options)
-        needed = [*(facts or {}).get(backbone.modality, ()), *((SPANS,) if self.spans else ())]
-        return backbone.with_facts(tuple(dict.fromkeys(needed)))
+        needed = {name: tuple(each) for name, each in (facts or {}).items()}
+        if self.spans:
+            needed["text"] = tuple(dict.fromkeys((*needed.get("text", ()), SPANS)))
+        load = partial(load_backbone, self.backbone, usual=usual, image_size=size, **options)
+        return partial(_with_facts, load, needed) if needed else load
+
+
+def _with_facts(load: Callable[[], Backbone], facts: Mapping[str, Sequence[str]]) -> Backbone:
+    backbone = load()
+    return backbone.with_facts(facts.get(backbone.modality, ()))

@@ -3,7 +3,7 @@
 import shutil
 import sys
 
-from cache.location import Location, ObjectPath, files_below
+from cache.storage.location import Location, ObjectPath, files_below
 from pipeline.errors import PipelineError
 
 

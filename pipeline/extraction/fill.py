@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from cache import CacheLayout, CacheWriter, Calibration, ShardBuffer, calibration_samples
-from cache.geometry import ROOT
-from cache.location import Location
-from cache.spec import StorageTypes
+from cache.format.geometry import ROOT
+from cache.format.spec import StorageTypes
+from cache.storage.location import Location
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.extraction.disk import check_disk, written_bytes
 from pipeline.extraction.job import (
@@ -91,7 +91,7 @@ def extract_inputs(
     if not force:
         check_disk(path, layout.total_bytes)
     rms = None
-    if layout.geometry.coded_stacks and not (path / ROOT).exists():  # a started one keeps its own
+    if layout.geometry.quantized_stacks and not (path / ROOT).exists():  # a resumed one has its own
         with torch_threads(threads):
             rms = calibrate(backbone, table, layout, batch_bound)
     with CacheWriter.create(
@@ -103,7 +103,7 @@ def extract_inputs(
         row_ids=table.row_ids,
         dtype=store_dtype,
         fingerprint=layout.fingerprint,
-        origin=layout.origin,
+        provenance=layout.provenance,
         rms=rms,
         compression=compress,
         seed=seed,
@@ -154,7 +154,7 @@ def calibrate(
     backbone: Backbone, table: InputTable, layout: CacheLayout, batch_bound: int | None
 ) -> dict[str, torch.Tensor]:
     """Return the size of every channel of the int8 taps, from some of the first shard's samples."""
-    coded = [tap for stack in layout.geometry.coded_stacks for tap in stack.tap_names]
+    coded = [tap for stack in layout.geometry.quantized_stacks for tap in stack.tap_names]
     found, samples = Calibration(), calibration_samples(layout)
     batches = backbone.batches(samples, table.encoded.lengths, batch_bound)
     with closing(passes(backbone, table, ((0, batch) for batch in batches))) as made:

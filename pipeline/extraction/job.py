@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from cache import ActivationOverflow, CacheLayout, ShardBuffer
-from cache.ledger import Entry
-from cache.location import Location
-from cache.spec import common_type
+from cache.format.ledger import Entry
+from cache.format.spec import common_type
+from cache.storage.location import Location
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.feed import Pass, feed

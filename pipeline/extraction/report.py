@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from cache.location import Location
+from cache.storage.location import Location
 from pipeline.console import duration
 
 _SHOWN = 5

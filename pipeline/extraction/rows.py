@@ -4,7 +4,7 @@ Every split is extracted; the rows of "train" get all views. Costs a list of the
 file is opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -59,9 +59,9 @@ class Source(NamedTuple):
         found = [(each, tower.facts) for tower in self.towers.values() for each in tower.modalities]
         return {modality: facts for modality, facts in found if facts}
 
-    def load(self) -> Backbone:
-        """Load the backbone, with what the task needs to know of its inputs."""
-        return self.config.load_backbone(self.usual, self.facts)
+    def loader(self) -> Callable[[], Backbone]:
+        """Return what loads the backbone, with what the task needs to know of its inputs."""
+        return self.config.loader(self.usual, self.facts)
 
     def rows(self, backbone: Backbone) -> Rows:
         """Return the inputs of the towers that `backbone` serves.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import CacheLayout, Fingerprint, TapSpec, plan_layout
-from cache.fingerprint import table_digest
-from cache.spec import StorageTypes, one_or_each, types_by_tap
+from cache.format.fingerprint import table_digest
+from cache.format.spec import StorageTypes, one_or_each, types_by_tap
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extraction.media import (
     UNREADABLE,
@@ -150,7 +150,7 @@ class InputTable:
             fingerprint=self.fingerprint(backbone, types, parts | {"taps": kept}),
             seed=seed,
             block_tokens=block_tokens,
-            origin=backbone.provenance(),
+            provenance=backbone.provenance(),
             compression=compression,
         )
 

@@ -34,7 +34,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import LoopRunner
 
 from cache import CacheWriter
-from cache.ledger import Entry
+from cache.format.ledger import Entry
 from pipeline.errors import PipelineError
 from pipeline.extraction.job import RESUME, ShardJob, WorkerPool
 from pipeline.processes import undisturbed_environment

@@ -1,6 +1,6 @@
-"""The fused models: frozen backbones, their side networks and their preprocessing as one model.
+"""The fused model: frozen backbones, their side model and their preprocessing as one model.
 
-`configuration_*.py`, `modeling_*.py` and `backbone_unipt.py` are written into exported folders,
-together with the files of other packages that they need (`package.py`); `classifier.py` and
-`retrieval.py` are the exports of the two kinds of runs, the other modules what they share.
+`configuration_unipt.py`, `modeling_unipt.py`, `tower_unipt.py`, `media_unipt.py` and one file of
+`api/` are written into every exported folder, together with the files of other packages that they
+need (`package.py`). All other modules build it, compare it with the cache, write and load it.
 """

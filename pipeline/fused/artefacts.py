@@ -1,30 +1,29 @@
 """Traced artefacts of a fused model: `torch.export` archives and ONNX files.
 
-A classifier is one artefact, a two-tower model one a tower. Texts are int64 [batch, length] of any
-batch and length (`input_ids`, `attention_mask`, and `token_type_ids` where the model uses them),
-pictures float32 [batch, 3, height, width] with any batch. Cost: one symbolic trace each, a few
-seconds, and the weights once more on disk.
+One artefact an inference pass of the system: the whole model, or a tower. Texts are int64
+[batch, length] of any batch and length (`input_ids`, `attention_mask`, and `token_type_ids` where
+the model uses them), images float32 [batch, 3, height, width] with any batch. Cost: one symbolic
+trace each, a few seconds, and the weights once more on disk.
 """
 
+import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from pipeline.errors import PipelineError
+from pipeline.fused.modeling_unipt import Traced, UniPTModel
 
 Form = Literal["torch_export", "onnx"]
-Runner = Callable[[Mapping[str, Tensor]], Tensor]
-"""Maps the inputs of a batch to its logits [B, labels] or embeddings [B, E]."""
-TEXT_AXES = {0: "batch", 1: "length"}
-PICTURE_AXES = {0: "batch"}
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Maps the inputs of a batch to the artefact's outputs, by name."""
 
 _EXPORTER_NOISE = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
@@ -36,47 +35,42 @@ class ExtraMissing(PipelineError, ImportError):  # noqa: N818 (reads as what is 
     """An optional dependency is not installed."""
 
 
-def eager_runner(function: Runner) -> Runner:
-    """Run the model itself, without gradients."""
-    return torch.inference_mode()(function)
+def write_artefact(
+    model: UniPTModel,
+    towers: Sequence[str],
+    example: Mapping[str, Tensor],
+    form: Form,
+    folder: Path,
+) -> Run:
+    """Write what a model traces of some towers to `folder`; return what runs the file as read back.
 
+    Args:
+        model: in evaluation mode.
+        towers: of one inference pass.
+        example: inputs of at least two samples; those that the artefact does not take are left out.
+        form: of the file.
+        folder: takes it.
 
-@dataclass(frozen=True, kw_only=True)
-class Traceable:
-    """What is traced of a fused model, and how.
-
-    Attributes:
-        name: of the files, without suffix.
-        module: tensors in, a tuple of tensors out; in eval mode.
-        example: its inputs by name; dynamic axes of at least 2.
-        outputs: names of its outputs; the first is compared with the cache.
-        axes: dynamic axes of every input: their names, or `Dim`s where they have a longest size.
+    Raises:
+        ExtraMissing: for ONNX, its packages are not installed.
     """
-
-    name: str
-    module: nn.Module
-    example: Mapping[str, Tensor]
-    outputs: tuple[str, ...]
-    axes: Mapping[int, str | Dim]
-
-    def write(self, form: Form, folder: Path) -> Runner:
-        """Write the artefact to `folder` and return a runner of the file as read back.
-
-        Raises:
-            ExtraMissing: for ONNX, its packages are not installed.
-        """
-        return write_pt2(self, folder) if form == "torch_export" else write_onnx(self, folder)
+    copied: Any = model.to_trace(towers)
+    traced: Traced = copied.traced(towers)
+    names = [name for name in inspect.signature(traced.call).parameters if name in example]
+    given = {name: example[name][: traced.longest] for name in names}
+    copied.forward = traced.call
+    return _WRITERS[form](copied.eval(), traced, given, folder)
 
 
-def write_pt2(traced: Traceable, folder: Path) -> Runner:
-    """Write a `torch.export` archive and return a runner of the file as read back."""
-    axes = {k: Dim.DYNAMIC if isinstance(v, str) else v for k, v in traced.axes.items()}
+def write_pt2(module: Any, traced: Traced, example: Mapping[str, Tensor], folder: Path) -> Run:
+    """Write a `torch.export` archive and return what runs the file as read back."""
+    axes = {k: Dim.DYNAMIC if isinstance(v, str) else v for k, v in _axes(traced).items()}
     with torch.no_grad():
         program = torch.export.export(
-            traced.module.eval(),
+            module,
             (),
-            kwargs=dict(traced.example),
-            dynamic_shapes=dict.fromkeys(traced.example, axes),
+            kwargs=dict(example),
+            dynamic_shapes=dict.fromkeys(example, axes),
             strict=False,
         )
     path = folder / f"{traced.name}.pt2"
@@ -84,15 +78,16 @@ def write_pt2(traced: Traceable, folder: Path) -> Runner:
     loaded = torch.export.load(path).module()
 
     @torch.inference_mode()
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = loaded(**inputs)[0]
-        return found
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = loaded(**{name: inputs[name] for name in example})
+        listed = [found] if isinstance(found, Tensor) else found
+        return dict(zip(traced.outputs, listed, strict=True))
 
     return run
 
 
-def write_onnx(traced: Traceable, folder: Path) -> Runner:
-    """Write ONNX (weights beyond 2 GB beside it) and return a runner on onnxruntime.
+def write_onnx(module: Any, traced: Traced, example: Mapping[str, Tensor], folder: Path) -> Run:
+    """Write ONNX (weights beyond 2 GB beside it) and return what runs it, on onnxruntime.
 
     Raises:
         ExtraMissing: onnx, onnxscript or onnxruntime is not installed.
@@ -100,11 +95,11 @@ def write_onnx(traced: Traceable, folder: Path) -> Runner:
     runtime = require_onnx()
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            traced.module.eval(),
+            module,
             (),
-            kwargs=dict(traced.example),
-            dynamic_shapes={name: dict(traced.axes) for name in traced.example},
-            input_names=list(traced.example),
+            kwargs=dict(example),
+            dynamic_shapes={name: _axes(traced) for name in example},
+            input_names=list(example),
             output_names=list(traced.outputs),
             dynamo=True,
             optimize=False,  # onnxscript takes `+ 1e-8` for `+ 0`; runtimes optimise anyway
@@ -116,11 +111,23 @@ def write_onnx(traced: Traceable, folder: Path) -> Runner:
     program.save(path)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        values = {name: value.numpy() for name, value in inputs.items()}
-        return torch.from_numpy(session.run([traced.outputs[0]], values)[0])
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = session.run(None, {name: inputs[name].numpy() for name in example})
+        return dict(zip(traced.outputs, map(torch.from_numpy, found), strict=True))
 
     return run
+
+
+_WRITERS: dict[Form, Callable[..., Run]] = {"torch_export": write_pt2, "onnx": write_onnx}
+
+
+def _axes(traced: Traced) -> dict[int, Any]:
+    """Return the dynamic axes: their names, or a `Dim` where there is a longest size."""
+    if traced.longest is None:
+        return dict(traced.axes)
+    if traced.longest == 1:
+        return {}
+    return {axis: Dim(name, max=traced.longest) for axis, name in traced.axes.items()}
 
 
 def require_onnx() -> Any:

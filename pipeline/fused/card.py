@@ -2,64 +2,52 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipeline.fused.job import Job
+from pipeline.fused.modeling_unipt import UniPTModel
+from pipeline.fused.parity import ParityReport
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What README.md of an exported folder says.
+NOTES = (
+    "The model's code stands in this folder and needs torch and transformers only (where it reads "
+    "images or videos, numpy and Pillow too)."
+)
 
-    Attributes:
+
+def render_card(
+    job: Job, model: UniPTModel, name: str, parameters: Mapping[str, int], report: ParityReport
+) -> str:
+    """Return README.md of an exported folder.
+
+    Args:
+        job: what was exported.
+        model: the fused model.
         name: of the folder.
-        task: `pipeline_tag` of the hub.
-        backbones: what the frozen models are called.
-        summary: one sentence.
-        use: code that loads and uses it.
-        notes: what else a user needs to know.
-        metrics: a table.
-        taps: tower ("" where there is but one) -> its taps; the last one is the anchor.
         parameters: part of the model -> number of parameters.
-        data: the configuration of the data.
-        training: the hyperparameters.
-        fingerprints: tower -> fingerprint of its cache.
-        parity: the rendered parity report.
+        report: how closely it reproduced the cache.
     """
-
-    name: str
-    task: str
-    backbones: Sequence[str]
-    summary: str
-    use: str
-    notes: str
-    metrics: str
-    taps: Mapping[str, Sequence[str]]
-    parameters: Mapping[str, int]
-    data: Mapping[str, Any]
-    training: Mapping[str, Any]
-    fingerprints: Mapping[str, Mapping[str, Any]]
-    parity: str
-
-
-def render_card(card: Card) -> str:
-    """Return README.md of an exported folder."""
-    counts = [(part, f"{number:,}") for part, number in card.parameters.items()]
+    setup, facts = job.setup, job.facts
+    backbones = [Path(job.backbones[tower].name).name for tower in job.own]
+    counts = [(part, f"{number:,}") for part, number in parameters.items()]
     parts = [
-        _header(card),
-        f"# {card.name}",
-        card.summary,
-        f"## Use\n\n{card.use}",
-        card.notes,
-        f"## Metrics\n\n{card.metrics}",
+        _header(model.tag, backbones),
+        f"# {name}",
+        f"Frozen {' and '.join(backbones)} with a UniPT side model ({setup.dataset.config.task}) "
+        "that was trained on their cached activations.",
+        f"## Use\n\n```python\n{model.usage(name)}\n```",
+        NOTES,
+        f"## Metrics\n\n{metrics_table(facts.metrics)}",
         f"## Model\n\n{table(('part', 'parameters'), counts)}",
-        *(_taps(tower, taps) for tower, taps in card.taps.items()),
-        f"## Data\n\n{_json(card.data)}",
-        f"## Hyperparameters\n\n{_json(card.training)}",
+        *(_taps(tower, setup.taps[tower].names) for tower in job.own),
+        f"## Data\n\n{_json(facts.data)}",
+        f"## Hyperparameters\n\n{_json(facts.training)}",
         *(
-            f"## Fingerprint of the {f'{tower} '.lstrip()}activations\n\n{_json(found)}"
-            for tower, found in card.fingerprints.items()
+            f"## Fingerprint of the {tower} activations\n\n"
+            + _json(setup.caches[tower].fingerprint.mapping)
+            for tower in job.own
         ),
-        f"## Agreement with the cached activations\n\n```\n{card.parity}\n```",
+        f"## Agreement with the cached activations\n\n```\n{report.render()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -81,15 +69,14 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _header(card: Card) -> str:
-    lines = [f"pipeline_tag: {card.task}", "library_name: transformers", "tags: [unipt]"]
-    names = card.backbones[0] if len(card.backbones) == 1 else list(card.backbones)
+def _header(tag: str, backbones: Sequence[str]) -> str:
+    lines = [f"pipeline_tag: {tag}", "library_name: transformers", "tags: [unipt]"]
+    names = backbones[0] if len(backbones) == 1 else list(backbones)
     return "\n".join(["---", *lines, f"base_model: {json.dumps(names)}", "---"])
 
 
 def _taps(tower: str, taps: Sequence[str]) -> str:
-    head = f"{tower.capitalize()} targets" if tower else "Targets"
-    return f"{head}: {', '.join(taps[:-1]) or '(none)'}; anchor: {taps[-1]}."
+    return f"{tower.capitalize()} targets: {', '.join(taps[:-1]) or '(none)'}; anchor: {taps[-1]}."
 
 
 def _number(value: Any) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.fused.package import PACKAGES
+from pipeline.fused.api import APIS
+from pipeline.fused.configuration_unipt import UniPTConfig
 from pipeline.training.files import sync_folder
 
 
@@ -27,7 +28,7 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not is_export(out):
+    if export_api(out) is None:
         raise OutputExists(
             f"{out} exists and is no exported model, so it is not replaced: choose another folder "
             "or move it away"
@@ -36,19 +37,16 @@ def check_target(out: Path, *, force: bool) -> None:
         raise OutputExists(f"{out} holds an exported model: choose another folder, or force=True")
 
 
-def is_export(folder: Path) -> bool:
-    """Whether `folder` holds a fused model."""
-    return export_type(folder) is not None
-
-
-def export_type(folder: Path) -> str | None:
-    """Return the `model_type` of the fused model in `folder`, None if there is none."""
+def export_api(folder: Path) -> str | None:
+    """Return the API of the fused model in `folder`, None if there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    found = config.get("model_type") if isinstance(config, dict) else None
-    return found if found in PACKAGES else None
+    if not isinstance(config, dict) or config.get("model_type") != UniPTConfig.model_type:
+        return None
+    found = config.get("api")
+    return found if found in APIS else None
 
 
 @contextmanager

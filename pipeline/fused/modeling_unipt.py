@@ -1,149 +1,219 @@
-"""A frozen backbone and its UniPT side classifier as one transformers model.
+"""Frozen backbones and their UniPT side model as one transformers model: the part all APIs share.
 
-B texts (or pairs), L tokens, N + 1 taps, D backbone width. Cost: one forward pass of the backbone
-with (N + 1) * B * L * D recorded values, then the side classifier (about 1/20 of a BERT-base pass).
+An API (a file of `api/`) says what users call it with and what it returns; everything between is
+here: towers record the backbones' states as the cache would hold them, the side model reads them.
 
-Written into every exported folder and loaded from there by transformers; the side network's files
+B texts, images or videos. Cost: one forward pass of each backbone, then the side model (about 1/20
+of a BERT-base pass).
+
+Written into every exported folder and loaded from there by transformers; the side model's files
 stand beside it.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
 
 from unipt.classifier import SideClassifier
+from unipt.pooling import GeneralizedPooling
+from unipt.states import Outputs, SideModel, States
+from unipt.towers import TwoTowers
 
-from .backbone_unipt import CachedStates, accepted_arguments, build_backbone, record
 from .configuration_unipt import UniPTConfig
+from .tower_unipt import TOWERS, FrozenTower, TextTower
+
+SIDES: dict[str, type[SideModel]] = {each.__name__: each for each in (SideClassifier, TwoTowers)}
+"""Side models that can be exported, by the names of their classes."""
+TEXT_AXES = {0: "batch", 1: "length"}
 
 
-@dataclass
-class UniPTOutput(SequenceClassifierOutput):
-    """Logits [B, labels], the loss if labels were given, and the confidences [B, N] on request."""
+class Traced(NamedTuple):
+    """What is traced of a model, and how."""
 
-    confidence: Tensor | None = None
+    name: str
+    """Of the files, without suffix."""
+    call: Callable[..., Any]
+    """Tensors in, a tensor or a tuple of them out; an artefact's inputs are named as these are."""
+    outputs: tuple[str, ...]
+    """Names of its outputs."""
+    axes: Mapping[int, str]
+    """Dynamic axes of every input, and their names."""
+    longest: int | None = None
+    """The largest size of axis 0; None for any."""
 
 
-class UniPTForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Backbone, recorded taps and side classifier: text in, logits out.
+class UniPTModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """Backbones, recorded taps and a side model.
 
-    The side classifier stays in float32 whatever the type of the backbone's weights.
+    The side model stays in float32 whatever the type of the backbones' weights.
 
     Raises:
-        ValueError: the configuration names a backbone class that transformers does not have.
+        ValueError: the configuration names a backbone that does not exist here.
     """
 
+    auto: ClassVar[str] = "AutoModel"
+    """Class of transformers that loads it."""
+    tag: ClassVar[str] = "feature-extraction"
+    """`pipeline_tag` of its card."""
+    stages: ClassVar[tuple[str, ...]] = ()
+    """Commands of this project that take it."""
+
     config_class = UniPTConfig
-    base_model_prefix = "backbone"
-    _keep_in_fp32_modules_strict = {"side_classifier", "cached_states"}  # noqa: RUF012
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _keep_in_fp32_modules_strict = {"side", "cached"}  # noqa: RUF012
 
     def __init__(self, config: UniPTConfig) -> None:
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_class, config.backbone_config)
-        self.side_classifier = SideClassifier.from_config(config.side_config).float()
-        self.cached_states = CachedStates(
-            {name: getattr(config, name) for name in ("taps", "storage_type", "pool", "channels")}
+        own = {name: spec for name, spec in config.towers.items() if not isinstance(spec, str)}
+        self.towers = nn.ModuleDict(
+            {name: TOWERS[spec["modality"]](spec) for name, spec in own.items()}
         )
-        self._backbone_arguments = accepted_arguments(self.backbone)
+        self.side = SIDES[config.side_class].from_config(config.side_config).float()
+        self._tokenizer: Any = None
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(  # noqa: PLR0917 (the order of arguments is that of transformers)
+    def tower(self, name: str) -> Any:
+        """Return the `FrozenTower` of this name, which may belong to several."""
+        spec = self.config.towers[name]
+        return self.towers[spec if isinstance(spec, str) else name]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of this model's folder, read at first use."""
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self.config.name_or_path,
+                config=self.config,
+                revision=getattr(self.config, "_commit_hash", None) or "main",
+            )
+        return self._tokenizer
+
+    def tokenize(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_confidence: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
-    ) -> UniPTOutput | tuple[Tensor, ...]:
-        """Classify a batch.
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        cut: bool = True,
+        extra: int = 0,
+    ) -> dict[str, Tensor]:
+        """Return what a text tower takes of some texts, int64 [B, L] each.
 
         Args:
-            input_ids: [B, L] tokens.
-            attention_mask: [B, L], 1 on tokens, 0 on padding; everything is a token if absent.
-            token_type_ids: [B, L]; with `segments` = 2 they tell the two sentences apart.
-            labels: [B] class numbers, or targets of a regression.
-            output_confidence: also return the confidence of each target tap.
-            return_dict: False for a plain tuple.
-
-        Returns:
-            Logits [B, labels] (in the units of the target for a regression), loss, confidences.
-
-        Raises:
-            ValueError: `segments` is 2 and there are no `token_type_ids`.
+            texts: first (or only) texts.
+            pairs: second texts.
+            cut: at the longest that the backbone takes; False leaves that to the model.
+            extra: padding beyond the longest row, in tokens, where there is room.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if self.config.segments == 2:
-            if token_type_ids is None:
-                raise ValueError(
-                    "this model compares two sentences: give token_type_ids, 0 on the first and 1 "
-                    "on the second, as its tokenizer does for (text, text_pair)"
-                )
-            input_ids, mask = self._split(input_ids, mask, token_type_ids)  # [2B, W]
-        if self.config.segments == 2 or not self.config.token_types:
-            token_type_ids = None
-        states = self._record(input_ids, mask, token_type_ids)
-        valid = mask.bool() if states.dim() == 4 else None
-        if valid is None:  # pooled: each text is a sample of one token
-            states = states[:, :, None]
-        logits, confidence = self.side_classifier(states, mask=valid)
-        wanted = self.config.output_confidence if output_confidence is None else output_confidence
-        output = UniPTOutput(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
-            confidence=confidence if wanted else None,
+        spec = next(each.spec for each in self.towers.values() if isinstance(each, TextTower))
+        found = self.tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation=cut,
+            padding=True,
+            return_tensors="pt",
+            verbose=False,
         )
-        return tuple(output.values()) if return_dict is False else output
-
-    def _record(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Run the backbone; return its taps, [N + 1, B, L, D], as the cache holds them.
-
-        Pooled taps are [N + 1, B, D].
-        """
-        given = {"attention_mask": mask, "token_type_ids": token_type_ids, "use_cache": False}
-        options = {
-            k: v for k, v in given.items() if v is not None and k in self._backbone_arguments
+        names = ["input_ids", "attention_mask"]
+        names += ["token_type_ids"] if spec["token_types"] or not cut else []
+        length = found["input_ids"].shape[1]
+        room = max(0, min(extra, self.tokenizer.model_max_length - length)) if cut else extra
+        fill = {"input_ids": self.tokenizer.pad_token_id}
+        return {
+            name: F.pad(found[name].to(torch.int64), (0, room), value=fill.get(name, 0))
+            for name in names
         }
-        states = record(
-            self.backbone,
-            self.config.tap_modules,
-            input_ids=input_ids,
-            **options,
-        )
-        cached = [self.cached_states(name, states[name], mask) for name in self.config.taps]
-        stacked = torch.stack(cached)
-        return stacked.to(next(self.side_classifier.parameters()).dtype)
 
-    def _split(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn joint rows [B, L] into rows [2B, W]: all first sentences, then all second ones.
+    def states(self, **inputs: Tensor | None) -> dict[str, States]:
+        """Return the states of each tower that these tensors are for."""
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return {
+            name: tower(**{key: given[key] for key in tower.takes if key in given})
+            for name, tower in self.towers.items()
+            if isinstance(tower, FrozenTower) and tower.takes[0] in given
+        }
 
-        Each sentence is moved to the row's start; one longer than `segment_length` loses tokens
-        before its closing special tokens, as truncation by the tokenizer does.
+    def outputs(self, **inputs: Tensor | None) -> Outputs:
+        """Return what the side model says of a batch; arguments as of its towers."""
+        found: Outputs = self.side(self.states(**inputs))
+        return found
+
+    @torch.no_grad()
+    def run(self, **inputs: Tensor) -> Outputs:
+        """Return `outputs` of tensors that lie anywhere, without gradients."""
+        return self.outputs(**{name: value.to(self.device) for name, value in inputs.items()})
+
+    def inputs(self, given: Mapping[str, Sequence[Any]], *, extra: int = 0) -> dict[str, Tensor]:
+        """Return the tensors of examples.
+
+        Args:
+            given: tower -> its input of each example: a text, (text, pair), or a file's path.
+            extra: padding beyond the longest row, in tokens, where there is room.
         """
-        limit = self.config.segment_length
-        width = ids.shape[1]
-        if limit is not None:
-            width = torch.sym_min(width, limit)  # type: ignore[no-untyped-call]
-        place = torch.arange(width, device=ids.device)[None]  # [1, W]
-        rows, masks = [], []
-        for segment in (0, 1):
-            member = (mask.bool() & (types == segment)).long()  # [B, L]
-            length = member.sum(1, keepdim=True)  # [B, 1]
-            kept = length.clamp(max=limit)
-            closing = place >= kept - self.config.segment_suffix
-            source = member.argmax(1, keepdim=True) + place + closing * (length - kept)
-            rows.append(ids.gather(1, source.clamp(max=ids.shape[1] - 1)))
-            masks.append((place < kept).to(mask.dtype))
-        valid = torch.cat(masks)  # [2B, W]
-        return torch.cat(rows).masked_fill(valid == 0, self.config.pad_token_id or 0), valid
+        raise NotImplementedError
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.config.problem_type == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(-1))
-        return F.cross_entropy(logits, labels.reshape(-1))
+    def processors(self) -> Sequence[Any]:
+        """Return what else is saved with the model, such as an image processor; not the tokenizer.
+
+        Each has `save_pretrained`.
+        """
+        return ()
+
+    def usage(self, name: str) -> str:
+        """Return code that loads the folder `name` and uses the model."""
+        raise NotImplementedError
+
+    def compared(self, outputs: Outputs) -> Tensor:
+        """Return what an artefact is held to, [B, K]: all values, side by side."""
+        return torch.cat([value.flatten(1).float() for value in outputs.values.values()], 1)
+
+    def answers(self, found: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the answer that each row [B, K] of `compared` stands for, [B].
+
+        Args:
+            found: rows.
+            others: `compared` of the other passes.
+        """
+        return found.argmax(1)
+
+    def traced(self, towers: Sequence[str]) -> Traced:
+        """Return what is traced of the towers of one inference pass."""
+        raise NotImplementedError
+
+    def from_traced(
+        self,
+        towers: Sequence[str],
+        run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+        inputs: Mapping[str, Tensor],
+    ) -> Outputs:
+        """Return what `outputs` would, by a traced artefact.
+
+        Args:
+            towers: of the pass.
+            run: runs the artefact; gives its outputs by name.
+            inputs: as `inputs` gives them.
+        """
+        found = run(inputs)
+        return Outputs({name: found[name] for name in found if name != "confidence"})
+
+    def to_trace(self, towers: Sequence[str]) -> Self:
+        """Return a copy of these towers and the side model that can be traced with dynamic sizes.
+
+        The backbones' weights are shared; the side model is a copy.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.side = copy.deepcopy(self.side)
+        used = [self.tower(name) for name in towers]
+        own = {name: tower for name, tower in self.towers.items() if tower in used}
+        other.towers = nn.ModuleDict(own)
+        longest = max(tower.longest for tower in used)
+        for part in other.side.modules():
+            if isinstance(part, GeneralizedPooling):
+                part.freeze(longest)
+        return other

@@ -10,24 +10,26 @@ the imports among them. Cost: the closure is about 25 small files.
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import cache
 import pipeline
 import unipt
 from pipeline.errors import PipelineError
+from pipeline.fused.api import APIS
+from pipeline.fused.modeling_unipt import UniPTModel
 
 ROOTS = {module.__name__: Path(module.__path__[0]) for module in (cache, pipeline, unipt)}
 OURS = (*ROOTS, "cli")
 HERE = "pipeline.fused"
 SHIPPABLE = (
-    *("unipt", HERE, "pipeline.media", "pipeline.backbones.convnets"),
+    *("unipt", HERE, f"{HERE}.api", "pipeline.media", "pipeline.backbones.convnets"),
     *(
         "pipeline.errors",
         "pipeline.backbones.shaping",
         "pipeline.backbones.pooling",
-        "cache.quantize",
+        "cache.format.quantize",
     ),
 )
 """Packages, and single modules, whose files may stand beside a model."""
@@ -38,45 +40,28 @@ class PackageError(PipelineError, RuntimeError):
     """A source file cannot be shipped beside a model."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """What a kind of fused model needs in its folder: two entry files and their names in it."""
-
-    configuration: str
-    modeling: str
-    auto_map: dict[str, str]
+def api_class(api: str) -> type[UniPTModel]:
+    """Return the class of an API."""
+    found: type[UniPTModel] = getattr(import_module(f"{HERE}.api.{api}"), APIS[api])
+    return found
 
 
-PACKAGES = {
-    "unipt": Package(
-        "configuration_unipt",
-        "modeling_unipt",
-        {
-            "AutoConfig": "configuration_unipt.UniPTConfig",
-            "AutoModelForSequenceClassification": "modeling_unipt.UniPTForSequenceClassification",
-        },
-    ),
-    "unipt_retrieval": Package(
-        "configuration_unipt_retrieval",
-        "modeling_unipt_retrieval",
-        {
-            "AutoConfig": "configuration_unipt_retrieval.UniPTRetrievalConfig",
-            "AutoModel": "modeling_unipt_retrieval.UniPTForRetrieval",
-        },
-    ),
-}
-"""Packages by the `model_type` in config.json."""
+def auto_map(api: str) -> dict[str, str]:
+    """Return what config.json says of the classes that load an exported folder."""
+    return {
+        "AutoConfig": "configuration_unipt.UniPTConfig",
+        api_class(api).auto: f"{flat_name(f'{HERE}.api.{api}')}.{APIS[api]}",
+    }
 
 
-def source_files(model_type: str = "unipt") -> dict[str, str]:
+def source_files(api: str) -> dict[str, str]:
     """Return file name -> text of everything an exported folder must hold to load.
 
     Raises:
         PackageError: a file imports in a way that transformers' loader does not follow, or
             something that cannot be shipped.
     """
-    package = PACKAGES[model_type]
-    wanted = [f"{HERE}.{name}" for name in (package.configuration, package.modeling)]
+    wanted = [f"{HERE}.configuration_unipt", f"{HERE}.api.{api}"]
     files: dict[str, str] = {}
     while wanted:
         module = wanted.pop()

@@ -1,12 +1,11 @@
 """Does an exported artefact give what training saw? Cached outputs against the artefact's.
 
-The reference is the trained side network on the cached, packed values. The artefact reads the same
-texts, pictures or clips: one by one without padding, and in batches. Errors of logits are compared
-with their scale, S = max(1, largest reference logit), a regression's being standardised first. The
-error of an embedding is the length of the difference, relative to the longest reference (1 where
-they are normalised): by no more can any score with it differ. The tolerance follows from the
-coarsest number type on the way, see `tolerance`. Cost: two passes of each artefact over the
-samples.
+The reference is the trained side model on the cached, packed values. The artefact reads the same
+texts, images or videos: one by one without padding, and in batches. The error of a row of outputs
+(logits, a regression's standardised first; an embedding) is the length of the difference, relative
+to the longest reference row, or to 1: of normalised embeddings, no score can differ by more. The
+tolerance follows from the coarsest number type on the way, see `tolerance`. Cost: two passes of
+each artefact over the samples.
 """
 
 import math
@@ -18,24 +17,23 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.fused.artefacts import Runner
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-8}
 """Of int8: half a step, relative to the largest feature of a token."""
 STORED_GROWTH = 4.0
-"""Units of the storage type's roundoff that a logit may be off by."""
+"""Units of the storage type's roundoff that an output may be off by."""
 ARITHMETIC_GROWTH = 128.0
-"""Units of the arithmetic's roundoff that a logit may be off by."""
+"""Units of the arithmetic's roundoff that an output may be off by."""
 FLOOR = 1e-4
 """Tolerance of float32 arithmetic alone: padded and packed sums differ in order."""
 BATCH = 8
 EXTRA_LENGTH = 3
 """Padding beyond the longest text of a batch, in tokens."""
 
+Runner = Callable[[Mapping[str, Tensor]], Tensor]
+"""Maps the inputs of a batch to its outputs, [B, K]."""
 Encoder = Callable[[Sequence[int], int], dict[str, Tensor]]
 """Maps sample positions and extra padding to the artefact's inputs, by name."""
-Compare = Callable[[Tensor], tuple[Tensor, int]]
-"""Maps outputs [n, K] to relative errors, [n(, K)], and how many samples got another answer."""
 
 
 class ExportParityError(PipelineError, RuntimeError):
@@ -44,25 +42,33 @@ class ExportParityError(PipelineError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One thing to check: a classifier, or one tower.
+    """One thing to check: an inference pass.
 
     Attributes:
         runners: artefact name -> runner.
         encode: gives the inputs of some samples, padded by some more tokens.
-        samples: how many there are.
-        compare: measures outputs of all samples.
+        reference: outputs of the cached path, [n, K].
+        answers: gives the answer that each row of outputs stands for, [n, K] to [n].
         types: number types on the way: storage, extraction's arithmetic, the exported weights.
-        scale: what the errors are relative to.
-        name: of the tower; empty for a classifier.
+        name: of the pass; empty if it is the only one.
     """
 
     runners: Mapping[str, Runner]
     encode: Encoder
-    samples: int
-    compare: Compare
+    reference: Tensor
+    answers: Callable[[Tensor], Tensor]
     types: Mapping[str, str]
-    scale: float
     name: str = ""
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self.reference)
+
+    @property
+    def scale(self) -> float:
+        """What the errors are relative to."""
+        return max(1.0, float(self.reference.norm(dim=1).max()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +97,8 @@ class ParityReport:
         samples: number of replayed samples.
         types: number types on the way: storage, extraction's arithmetic, the exported weights.
         scale: of the outputs: what errors are relative to.
-        tolerance: largest allowed error, relative to `scale`; of two towers, the laxer one's.
-        rows: one per artefact and batch size, each with the tolerance of its tower.
-        outputs: what is compared, "logits" or "embeddings".
+        tolerance: largest allowed error, relative to `scale`; of several passes, the laxest one.
+        rows: one per artefact and batch size, each with the tolerance of its pass.
     """
 
     samples: int
@@ -101,7 +106,6 @@ class ParityReport:
     scale: float
     tolerance: float
     rows: tuple[ParityRow, ...]
-    outputs: str = "logits"
 
     @property
     def worst(self) -> float:
@@ -131,7 +135,7 @@ class ParityReport:
         types = ", ".join(f"{name} {value}" for name, value in self.types.items())
         verdict = "passed" if self.passed else "FAILED"
         lines.append(
-            f"parity {verdict}: worst {self.worst:.2e} of the {self.outputs}' scale "
+            f"parity {verdict}: worst {self.worst:.2e} of the outputs' scale "
             f"{self.scale:.3g} over {self.samples} samples, tolerance {self.tolerance:.2e} "
             f"({types})"
         )
@@ -139,7 +143,7 @@ class ParityReport:
 
 
 def tolerance(types: Mapping[str, str]) -> float:
-    """Return the largest allowed error relative to the logits' scale.
+    """Return the largest allowed error relative to the outputs' scale.
 
     Storage: the fused model rounds the states as the cache did, so a value differs only where the
     two sides, equal up to float32 arithmetic, fall on different sides of a rounding boundary:
@@ -166,82 +170,7 @@ def tolerance(types: Mapping[str, str]) -> float:
     return max(FLOOR, *allowed)
 
 
-def logits_part(
-    runners: Mapping[str, Runner],
-    encode: Encoder,
-    reference: Tensor,
-    *,
-    types: Mapping[str, str],
-    unscale: tuple[float, float] = (1.0, 0.0),
-) -> Part:
-    """Return the check of a classifier.
-
-    Args:
-        runners: artefact name -> runner.
-        encode: see `Part`.
-        reference: cached-path logits [n, labels].
-        types: number types on the way, by role.
-        unscale: deviation and mean of a regression's targets; (1, 0) for classes.
-    """
-    deviation, mean = unscale
-    wanted = (reference - mean) / deviation
-    scale = max(1.0, float(wanted.abs().max()))
-    several = wanted.shape[1] > 1
-
-    def compare(logits: Tensor) -> tuple[Tensor, int]:
-        found = (logits - mean) / deviation
-        changed = int((found.argmax(1) != wanted.argmax(1)).sum()) if several else 0
-        return (found - wanted).abs() / scale, changed
-
-    return Part(
-        runners=runners,
-        encode=encode,
-        samples=len(reference),
-        compare=compare,
-        types=types,
-        scale=scale,
-    )
-
-
-def embeddings_part(
-    name: str,
-    runners: Mapping[str, Runner],
-    encode: Encoder,
-    reference: Tensor,
-    gallery: Tensor,
-    *,
-    types: Mapping[str, str],
-) -> Part:
-    """Return the check of a tower.
-
-    Args:
-        name: of the tower.
-        runners: artefact name -> runner.
-        encode: see `Part`.
-        reference: cached-path embeddings [n, E].
-        gallery: cached-path embeddings of the other tower, [m, E]; a sample whose nearest there
-            is another one counts as changed.
-        types: number types on the way, by role.
-    """
-    scale = float(reference.norm(dim=1).max())
-    nearest = (reference @ gallery.T).argmax(1)
-
-    def compare(found: Tensor) -> tuple[Tensor, int]:
-        changed = int(((found @ gallery.T).argmax(1) != nearest).sum())
-        return (found - reference).norm(dim=1) / scale, changed
-
-    return Part(
-        runners=runners,
-        encode=encode,
-        samples=len(reference),
-        compare=compare,
-        types=types,
-        scale=scale,
-        name=name,
-    )
-
-
-def replay(parts: Sequence[Part], *, outputs: str = "logits", batch: int = BATCH) -> ParityReport:
+def replay(parts: Sequence[Part], *, batch: int = BATCH) -> ParityReport:
     """Run every artefact of every part over its samples at batch 1 and at `batch`, and compare."""
     rows: list[ParityRow] = []
     types: dict[str, str] = {}
@@ -255,7 +184,6 @@ def replay(parts: Sequence[Part], *, outputs: str = "logits", batch: int = BATCH
         scale=max(part.scale for part in parts),
         tolerance=max(tolerance(part.types) for part in parts),
         rows=tuple(rows),
-        outputs=outputs,
     )
 
 
@@ -263,8 +191,7 @@ def check(report: ParityReport) -> None:
     """Raise `ExportParityError`, with the whole table, unless the report passed."""
     if not report.passed:
         raise ExportParityError(
-            f"the exported model does not reproduce the cached {report.outputs}, so nothing was "
-            "written:\n"
+            "the exported model does not reproduce the cached outputs, so nothing was written:\n"
             f"{report.render()}\nIs the cache from this backbone and this version of transformers? "
             "`verify` checks the cache; extracting again and retraining sets both right"
         )
@@ -276,14 +203,16 @@ def _row(part: Part, artefact: str, run: Runner, size: int) -> ParityRow:
         inputs = part.encode(positions, 0 if size == 1 else EXTRA_LENGTH)
         longest = max(longest, _length(inputs))
         found.append(run(inputs).float().cpu())
-    errors, changed = part.compare(torch.cat(found))
+    outputs = torch.cat(found)
+    errors = (outputs - part.reference).norm(dim=1) / part.scale
+    changed = part.answers(outputs) != part.answers(part.reference)
     return ParityRow(
         artefact=f"{part.name} {artefact}".strip(),
         batch=size,
         length=longest,
         max_error=float(errors.max()),
         mean_error=float(errors.mean()),
-        changed=changed,
+        changed=int(changed.sum()),
         tolerance=tolerance(part.types),
     )
 
@@ -293,7 +222,7 @@ def _batches(n: int, size: int) -> Iterator[Sequence[int]]:
 
 
 def _length(inputs: Mapping[str, Tensor]) -> int:
-    """Return the tokens of a row, the frames of the longest clip, or 1 for pictures."""
+    """Return the tokens of a row, the frames of the longest video, or 1 for images."""
     if "input_ids" in inputs:
         return inputs["input_ids"].shape[1]
     return int(inputs["frame_counts"].max()) if "frame_counts" in inputs else 1

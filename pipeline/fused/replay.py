@@ -1,88 +1,105 @@
-"""Cached samples to replay: which ones, and what the trained side network says to them.
+"""Cached samples to replay: which ones, and what the trained side model says to them.
 
-Cost: one read of the chosen samples (64 sentences of 13 BERT-base taps: about 40 MB; a tower reads
-`CHUNK` samples at a time, as maps are large).
+Cost: one pass of the side model over the chosen samples, `CHUNK` at a time, as maps are large.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from cache import Cache
-from pipeline.fused.build import ExportError
-from pipeline.inputs import KEY_BYTES, Input
-from pipeline.retrieval.inference import embed
-from pipeline.retrieval.taps import TowerTaps
-from unipt.classifier import SideClassifier
-from unipt.towers import SideTower
+from pipeline.data import Ints
+from pipeline.fused.job import ExportError, Job
+from pipeline.inputs import Input, TextInput
+from pipeline.systems.inference import infer
+from unipt import Outputs
 
-Row = tuple[Input, ...]
 CHUNK = 8
-"""Samples of a tower whose states are in memory at a time."""
+"""Samples whose states are in memory at a time."""
 
 
-def choose_samples(
-    cache: Cache, rows: Sequence[Row], *, samples: int, seed: int = 0
-) -> tuple[list[Row], NDArray[np.int64]]:
-    """Choose up to `samples` of the examples, the longest one among them.
+@dataclass(frozen=True)
+class Replay:
+    """The samples of one inference pass.
+
+    Attributes:
+        inputs: tower -> what each sample was made of, n of them: a text, (text, pair), or a path.
+        outputs: what the side model gives for the cached states.
+    """
+
+    inputs: Mapping[str, Sequence[Any]]
+    outputs: Outputs
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers of the pass."""
+        return tuple(self.inputs)
+
+    def take(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the inputs of some samples."""
+        return {tower: [found[i] for i in positions] for tower, found in self.inputs.items()}
+
+
+def choose_replays(job: Job, *, seed: int = 0) -> list[Replay]:
+    """Choose up to `job.samples` samples of each inference pass, the longest one among them.
 
     Args:
-        cache: the cache that training read.
-        rows: the examples' inputs; those that are not in the cache are passed over.
-        samples: how many.
+        job: whose splits they are taken from.
         seed: of the choice.
 
-    Returns:
-        The rows, and the cached samples of their inputs, int64 [n, S].
-
     Raises:
-        ExportError: none of the examples is in the cache.
+        ExportError: there is no sample.
     """
-    unique = list(dict.fromkeys(tuple(row) for row in rows))
-    found = _find(cache, unique) if unique else np.empty((0, 1), dtype=np.int64)  # [n, S]
-    known = np.flatnonzero((found >= 0).all(axis=1))
-    if not len(known):
+    setup = job.setup
+    splits = [setup.system.passes(located) for located in setup.splits.values()]
+    return [_replay(job, parts, seed) for parts in zip(*splits, strict=True)]
+
+
+def _replay(job: Job, parts: Sequence[Mapping[str, Ints]], seed: int) -> Replay:
+    setup, towers = job.setup, tuple(parts[0])
+    rows = np.stack([np.concatenate([part[name] for part in parts]) for name in towers], 1)
+    chosen = _choose(job, np.unique(rows, axis=0), towers, seed)  # [n, towers]
+    samples = {name: chosen[:, place] for place, name in enumerate(towers)}
+    outputs = infer(
+        job.model.eval(),
+        samples,
+        setup.caches,
+        setup.taps,
+        batch_size=CHUNK,
+        device=torch.device("cpu"),
+    )
+    return Replay({name: _inputs(job, name, found) for name, found in samples.items()}, outputs)
+
+
+def _choose(job: Job, rows: Ints, towers: Sequence[str], seed: int) -> Ints:
+    if not len(rows):
         raise ExportError(
-            f"none of the run's {len(unique)} examples is in the cache {cache.path}, so the export "
-            "could not be checked: point to the cache and the data the run was trained with"
+            "there is no example to replay, so the export could not be checked: point to the data "
+            "the run was trained with"
         )
-    chosen = np.random.default_rng(seed).permutation(known)[:samples]
-    for lengths in cache.lengths.values():
-        longest = known[lengths[found[known]].sum(axis=1).argmax()]
-        if longest not in chosen:
-            chosen[-1] = longest
-    return [unique[i] for i in chosen], found[chosen]
+    chosen = np.random.default_rng(seed).permutation(len(rows))[: job.samples]
+    lengths = np.zeros(len(rows), np.int64)
+    for place, name in enumerate(towers):
+        for found in job.setup.caches[name].lengths.values():
+            lengths += found[rows[:, place]]
+    longest = lengths.argmax()
+    if longest not in chosen:
+        chosen[-1] = longest
+    return rows[chosen]
 
 
-@torch.inference_mode()
-def cached_logits(
-    cache: Cache, classifier: SideClassifier, taps: Sequence[str], samples: NDArray[np.int64]
-) -> Tensor:
-    """Classify cached samples [n] or [n, S] on their packed values; logits [n, labels]."""
-    order = samples.T.reshape(-1)  # all first sentences, then all second ones
-    values = cache.read(order, taps)
-    states = torch.stack([values[tap].float() for tap in taps])  # [n_taps, T, D]
-    counts = cache.row_counts(cache.shape_of(taps), order)  # one a text for pooled taps
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    logits: Tensor = classifier(states, offsets=torch.from_numpy(offsets)).logits
-    return logits.float()
+def _inputs(job: Job, tower: str, samples: Ints) -> list[Any]:
+    """Return what cached samples of a tower were made of."""
+    known: dict[int, Input] = {}
+    for located in job.setup.splits.values():
+        given = located.examples.inputs(tower, job.backbones[tower].modality)
+        known |= zip(located.clean[tower].tolist(), given, strict=True)
+    return [_plain(known[sample]) for sample in samples.tolist()]
 
 
-def cached_embeddings(
-    cache: Cache, tower: SideTower, taps: Sequence[str], samples: NDArray[np.int64]
-) -> Tensor:
-    """Embed cached samples [n] on their packed values; embeddings [n, E]."""
-    known = {tap.name: tap for tap in cache.taps}
-    chosen = TowerTaps(tuple(known[tap] for tap in taps))
-    return embed(
-        tower, cache, chosen, samples, batch_size=CHUNK, device=torch.device("cpu")
-    ).vectors
-
-
-def _find(cache: Cache, rows: Sequence[Row]) -> NDArray[np.int64]:
-    keys = b"".join(item.key() for row in rows for item in row)
-    table = np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES)
-    return cache.find(table).reshape(len(rows), -1)
+def _plain(given: Input) -> Any:
+    if not isinstance(given, TextInput):
+        return given.path
+    return given.text if given.pair is None else tuple(given)

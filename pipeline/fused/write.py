@@ -1,72 +1,35 @@
-"""Writes a checked fused model to a folder: what the exports of all kinds of runs share.
+"""Writes a fused model to a folder, whole and checked against the cache, or not at all.
 
-A `Job` brings the model, its tokenizer, what is traced and compared, and the words of its card.
 Cost: the weights in memory twice and on disk once (again for each traced artefact), and two passes
 of every artefact over the replayed samples: seconds for a MiniLM, about a minute with ONNX.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from cache import Cache, Fingerprint, FingerprintMismatch
-from pipeline.backbones.base import Backbone
+from cache import Cache
 from pipeline.backbones.quiet import quiet_transformers
 from pipeline.fused import parity
-from pipeline.fused.artefacts import Form
+from pipeline.fused.artefacts import Form, write_artefact
+from pipeline.fused.build import build_fused, build_tokenizer
+from pipeline.fused.card import render_card
 from pipeline.fused.folder import check_target, staged
+from pipeline.fused.job import Job, check_backbone
 from pipeline.fused.loading import load_fused
+from pipeline.fused.modeling_unipt import UniPTModel
 from pipeline.fused.package import source_files
-from pipeline.fused.parity import ParityReport, Part
+from pipeline.fused.parity import ParityReport, Part, Runner
+from pipeline.fused.replay import Replay, choose_replays
 
 PARITY_FILE = "parity_report.json"
 CARD_FILE = "README.md"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What the card of an exported folder says about the run.
-
-    Attributes:
-        metrics: split -> metric -> value or interval.
-        data: configuration of the data.
-        training: hyperparameters.
-    """
-
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Job(Protocol):
-    """The export of one kind of run."""
-
-    @property
-    def model_type(self) -> str:
-        """Its `model_type` in config.json."""
-
-    @property
-    def outputs(self) -> str:
-        """What is compared with the cache: "logits" or "embeddings"."""
-
-    def check(self) -> None:
-        """Check, before anything is written, that this can be exported; may raise anything."""
-
-    def build(self) -> tuple[Any, Any]:
-        """Return the fused model, with weights of its own, and its tokenizer."""
-
-    def parts(self, model: Any, tokenizer: Any, folder: Path, forms: Sequence[Form]) -> list[Part]:
-        """Trace `forms` of the written model into `folder`; return what is to be compared."""
-
-    def modules(self, model: Any) -> dict[str, nn.Module]:
-        """Return the parts of the model whose parameters are counted."""
-
-    def card(self, name: str, parameters: Mapping[str, int], report: ParityReport) -> str:
-        """Return the model card of the folder `name`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +61,7 @@ class ExportReport:
 def export_model(
     job: Job, out: Path, *, forms: Sequence[Form] = (), force: bool = False
 ) -> ExportReport:
-    """Export a trained run with its backbone(s); see `pipeline.export`.
+    """Export a trained side model with its backbones; see `pipeline.export`.
 
     Args:
         job: what to export.
@@ -111,37 +74,62 @@ def export_model(
         ExportParityError: as they say; nothing is left behind under the name `out`.
     """
     check_target(out, force=force)
-    job.check()
+    for tower in job.own:
+        check_backbone(job.backbones[tower], job.setup.caches[tower])
+    replays = choose_replays(job)
     with staged(out, force=force) as stage:
-        model, tokenizer = _write_model(job, stage)
-        report = parity.replay(job.parts(model, tokenizer, stage, forms), outputs=job.outputs)
+        model = _write_model(job, stage)
+        report = parity.replay(passes_of(job, model, replays, stage, forms))
         parity.check(report)
         _write_json(stage / PARITY_FILE, report.to_dict())
         counts = {
-            name: sum(p.numel() for p in part.parameters())
-            for name, part in job.modules(model).items()
-        }
-        (stage / CARD_FILE).write_text(job.card(out.name, counts, report), encoding="utf-8")
+            f"{tower} backbone (frozen)": _count(model.tower(tower).backbone) for tower in job.own
+        } | {"side model": _count(model.side)}
+        card = render_card(job, model, out.name, counts, report)
+        (stage / CARD_FILE).write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
     return ExportReport(path=out, files=files, parameters=counts, parity=report)
 
 
-def check_backbone(backbone: Backbone, cache: Cache) -> None:
-    """Compare a backbone with the one a cache was computed by.
+def passes_of(
+    job: Job,
+    model: UniPTModel,
+    replays: Sequence[Replay],
+    folder: Path,
+    forms: Sequence[Form] = (),
+) -> list[Part]:
+    """Return what is to be compared, a part an inference pass; write traced artefacts.
 
-    Raises:
-        FingerprintMismatch: weights, preprocessing or taps differ; the message shows the lines.
+    Args:
+        job: what is exported.
+        model: the fused model.
+        replays: of each pass.
+        folder: takes the artefacts.
+        forms: of these.
     """
-    now = backbone.fingerprint_parts()
-    recorded = cache.fingerprint.mapping
-    then = {name: recorded.get(name) for name in now}
-    lines = Fingerprint(then).diff(Fingerprint(now))
-    if lines:
-        raise FingerprintMismatch(
-            f"{backbone.name} is not the backbone that {cache.path} was computed by:\n  "
-            + "\n  ".join(lines)
-            + "\nGive the right one with `backbone`, or extract and train again"
+    references = [model.compared(each.outputs) for each in replays]
+    parts = []
+    for number, each in enumerate(replays):
+        others = [found for place, found in enumerate(references) if place != number]
+        towers = [tower for tower in job.own if tower in each.towers]
+        encode = partial(_encode, model, each)
+        runners: dict[str, Runner] = {"transformers": partial(_run_eager, model)}
+        for form in forms:
+            run = write_artefact(model, each.towers, encode((0, 0), 0), form, folder)
+            runners[form] = partial(_run_traced, model, each.towers, run)
+        parts.append(
+            Part(
+                runners=runners,
+                encode=encode,
+                reference=references[number],
+                answers=partial(model.answers, others=others),
+                types=_coarsest(
+                    [number_types(job.setup.caches[t], model.tower(t)) for t in towers]
+                ),
+                name="+".join(towers) if others else "",
+            )
         )
+    return parts
 
 
 def number_types(cache: Cache, weights: nn.Module) -> dict[str, str]:
@@ -154,21 +142,46 @@ def number_types(cache: Cache, weights: nn.Module) -> dict[str, str]:
     }
 
 
-def storage_type(cache: Cache) -> str | Mapping[str, str]:
-    """Return the number type of a cache, such as "float16", or of each tap."""
-    return cache.geometry.dtype
+def _coarsest(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {
+        role: max((each[role] for each in found), key=parity.UNIT_ROUNDOFF.__getitem__)
+        for role in found[0]
+    }
 
 
-def _write_model(job: Job, stage: Path) -> tuple[Any, Any]:
-    """Write weights, configuration, tokenizer and sources; return both as read back."""
-    fused, tokenizer = job.build()
+def _encode(
+    model: UniPTModel, replay: Replay, positions: Sequence[int], extra: int
+) -> dict[str, Tensor]:
+    return model.inputs(replay.take(positions), extra=extra)
+
+
+def _run_eager(model: UniPTModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    return model.compared(model.run(**inputs))
+
+
+def _run_traced(
+    model: UniPTModel, towers: Sequence[str], run: Any, inputs: Mapping[str, Tensor]
+) -> Tensor:
+    with torch.inference_mode():
+        return model.compared(model.from_traced(towers, run, inputs))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
+
+
+def _write_model(job: Job, stage: Path) -> UniPTModel:
+    """Write weights, configuration, tokenizer and sources; return the model as read back."""
+    fused, tokenizer = build_fused(job), build_tokenizer(job)
     with quiet_transformers():
         fused.save_pretrained(stage)
-    tokenizer.save_pretrained(stage)
-    for name, text in source_files(job.model_type).items():
+    for each in (*fused.processors(), *([tokenizer] if tokenizer is not None else [])):
+        each.save_pretrained(stage)
+    for name, text in source_files(job.setup.system.api).items():
         (stage / name).write_text(text, encoding="utf-8")
     del fused
-    return load_fused(stage)
+    model: UniPTModel = load_fused(stage)
+    return model
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Files to vectors: decoded by a few threads while the model embeds what they decoded before.
 
 Memory: the pixels of two batches and of `AHEAD` files a thread. Cost: one decode and one forward
-pass a file (a frame, for clips).
+pass a file (a frame, for videos).
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.gallery.store import NOUNS, Entry, GalleryError, Kind
-from pipeline.inputs import ImageInput, VideoInput
+from pipeline.inputs import ImageInput, MediaInput, VideoInput
 from pipeline.media.images import MediaError
 from pipeline.media.video import media_kind
 
 AHEAD = 4
 """Files that each thread may be ahead of the model."""
 MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer*.json")
+INPUTS: dict[Kind, Callable[[Path], MediaInput]] = {"image": ImageInput, "video": VideoInput}
 T = TypeVar("T")
 R = TypeVar("R")
 Vector = NDArray[np.float32]
@@ -42,7 +42,7 @@ def model_digest(folder: Path) -> str:
 
 
 def media_files(folder: Path, kind: Kind) -> list[str]:
-    """Return the pictures or clips under `folder`, relative to it, in the order of their names.
+    """Return the images or videos under `folder`, relative to it, in the order of their names.
 
     Raises:
         GalleryError: there is no such folder, or nothing of that kind in it.
@@ -63,7 +63,7 @@ def describe_file(media: Path, path: str, kind: Kind) -> Entry:
     """Return the entry of a file; reads it whole, for its content key."""
     file = media / path
     found = file.stat()
-    key = (ImageInput(file) if kind == "image" else VideoInput(file)).key()
+    key = INPUTS[kind](file).key()
     return Entry(path=path, bytes=found.st_size, modified=found.st_mtime_ns, key=key.hex())
 
 
@@ -82,12 +82,12 @@ def embed_files(
     A file that cannot be read has no entry, and the reason in place of its vector.
 
     Args:
-        model: an exported two-tower model.
+        model: an exported model.
         media: the media folder.
         paths: the files, relative to it.
         kind: what they are.
         known: content key -> vector, of contents that need no forward pass.
-        batch_size: pictures or frames of a forward pass.
+        batch_size: images or frames of a forward pass.
         threads: that decode.
     """
 
@@ -106,10 +106,10 @@ def embed_files(
         batch.append(item)
         frames += len(item[2]) if isinstance(item[2], Tensor) else 0
         if frames >= batch_size or len(batch) >= batch_size:
-            yield _embed(model, batch, kind)
+            yield _embed(model, batch)
             batch, frames = [], 0
     if batch:
-        yield _embed(model, batch, kind)
+        yield _embed(model, batch)
 
 
 def ahead(
@@ -131,28 +131,20 @@ def ahead(
 
 
 def _embed(
-    model: Any, batch: list[tuple[str, Entry | None, Any]], kind: Kind
+    model: Any, batch: list[tuple[str, Entry | None, Any]]
 ) -> list[tuple[str, Entry | None, Vector | str]]:
     pixels = [found for _, _, found in batch if isinstance(found, Tensor)]
     if not pixels:
         return batch
-    vectors = iter(model.embed_prepared(pixels, kind).numpy())
+    vectors = iter(model.embed_prepared(pixels).cpu().numpy())
     return [
         (path, entry, next(vectors) if isinstance(found, Tensor) else found)
         for path, entry, found in batch
     ]
 
 
-def query_vector(
-    model: Any, *, text: str | None = None, picture: Path | None = None, clip: Path | None = None
-) -> Vector:
-    """Return the vector [E] of a query: a text, a picture or a clip."""
-    with torch.inference_mode():
-        if text is not None:
-            found: Tensor = model.encode_text([text])
-        elif picture is not None:
-            found = model.encode_image([picture])
-        else:
-            found = model.encode_video([clip])
+def query_vector(model: Any, kind: str, query: str | Path) -> Vector:
+    """Return the vector [E] of a query, a "text", an "image" or a "video"."""
+    found: Tensor = getattr(model, f"encode_{kind}")([query])
     vector: Vector = found[0].float().cpu().numpy()
     return vector

@@ -1,4 +1,4 @@
-"""A contact sheet: the answers of a search as one picture, drawn by Pillow with its own font.
+"""A contact sheet: the answers of a search as one image, drawn by Pillow with its own font.
 
 Cost: one decode an answer, and about 0.3 MB of PNG.
 """
@@ -21,13 +21,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One answer: its picture (None if it is gone), place, score, file name, and whether a clip."""
+    """One answer: its image (None if it is gone), place, score, file name, and what it is."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     rank: int
     score: float
     name: str
-    clip: bool = False
+    kind: str = "image"
 
 
 def draw_sheet(
@@ -39,7 +39,7 @@ def draw_sheet(
         tiles: the answers.
         title: the query, or its file's name; cut to fit.
         note: a line below it.
-        query: the picture that was asked with, shown beside the title.
+        query: the image that was asked with, shown beside the title.
     """
     columns = max(2, min(COLUMNS, len(tiles)))
     rows = -(-len(tiles) // columns)
@@ -100,14 +100,14 @@ def _header(sheet: Image.Image, title: str, note: str, query: Image.Image | None
 def _tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.rounded_rectangle((left, top, left + TILE, top + TILE), 12, outline=LINE)
-    if tile.picture is None:
+    if tile.image is None:
         font = _font(NOTE_SIZE)
         middle = (left + TILE / 2, top + TILE / 2)
         draw.text(middle, "not readable", fill=FAINT, font=font, anchor="mm")
     else:
-        _paste(sheet, tile.picture, left, top, TILE, pad=10)
-    if tile.clip:
-        _play(draw, left + TILE - 26, top + TILE - 26)
+        _paste(sheet, tile.image, left, top, TILE, pad=10)
+    if mark := MARKS.get(tile.kind):
+        mark(draw, left + TILE - 26, top + TILE - 26)
     rank, score = _font(NAME_SIZE + 2), _font(NAME_SIZE)
     baseline = top + TILE + 6
     draw.text((left + 2, baseline), f"{tile.rank}", fill=ACCENT, font=rank)
@@ -118,18 +118,22 @@ def _tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
 
 
 def _paste(
-    sheet: Image.Image, picture: Image.Image, left: int, top: int, side: int, *, pad: int
+    sheet: Image.Image, image: Image.Image, left: int, top: int, side: int, *, pad: int
 ) -> None:
-    """Fit a picture into a square, enlarged where it is small, its shape kept."""
+    """Fit an image into a square, enlarged where it is small, its shape kept."""
     room = side - 2 * pad
-    scale = min(room / picture.width, room / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    scale = min(room / image.width, room / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     method = Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST
-    small = picture.resize(size, method)
+    small = image.resize(size, method)
     sheet.paste(small, (left + (side - size[0]) // 2, top + (side - size[1]) // 2))
 
 
 def _play(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    """Mark a clip by a small play button."""
+    """Mark a video by a small play button."""
     draw.ellipse((x, y, x + 20, y + 20), fill=INK)
     draw.polygon([(x + 8, y + 5), (x + 8, y + 15), (x + 15, y + 10)], fill=BACKGROUND)
+
+
+MARKS = {"video": _play}
+"""What is drawn on the images of other kinds of files."""

@@ -25,7 +25,7 @@ from pipeline.training.files import write_with
 INFO = "index.json"
 FORMAT = 1
 Kind = Literal["image", "video"]
-NOUNS = {"image": "pictures", "video": "clips"}
+NOUNS = {"image": "images", "video": "videos"}
 
 
 class GalleryError(PipelineError, ValueError):

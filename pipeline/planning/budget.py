@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from cache import CacheLayout
-from cache.spec import StorageTypes
+from cache.format.spec import StorageTypes
 from pipeline.backbones import Backbone, BackboneError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.table import InputTable

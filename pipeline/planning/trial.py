@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import StorageTypes, common_type, types_by_tap
+from cache.format.spec import StorageTypes, common_type, types_by_tap
 from pipeline.backbones import Backbone
 from pipeline.extraction.feed import feed
 from pipeline.extraction.table import InputTable

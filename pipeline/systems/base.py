@@ -74,6 +74,8 @@ class System(ABC):
     """Configuration of a training, with everything that is its own."""
     Model: ClassVar[type[SideModel]]
     """The side model that `build` makes."""
+    api: ClassVar[str]
+    """What its exported models answer to: a file of `pipeline/fused/api/`."""
     spread: ClassVar[bool] = False
     """Whether the examples of a batch are each other's negatives: then those that share a sample
     are kept apart, and a last batch that is not full is left out."""
@@ -124,3 +126,7 @@ class System(ABC):
     @abstractmethod
     def features(self, towers: Mapping[str, States], taps: Mapping[str, TowerTaps]) -> Outputs:
         """Return what probes see of a batch of one pass, given the taps they may read."""
+
+    def api_config(self, model: Any, setup: Setup) -> dict[str, Any]:
+        """Return the options of `api` for a trained model, such as its class names."""
+        return {}

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from cache import Part
-from cache.spec import group_taps
+from cache.format.spec import group_taps
 from pipeline.systems.augment import add_noise, drop_patches, drop_rows
 from pipeline.systems.taps import TowerTaps, layout
 from unipt import States

@@ -101,6 +101,7 @@ class Texts(System):
     Data = TextData
     Train = TextTrainConfig
     Model = SideClassifier
+    api = "sequence_classification"
 
     def read(self, data: TextData) -> Dataset:
         """Read the examples."""
@@ -181,3 +182,16 @@ class Texts(System):
     def features(self, towers: Mapping[str, States], taps: Mapping[str, Any]) -> Outputs:
         """Return the mean of every tap, joined; of a pair the two compared."""
         return joined_means(towers, taps)
+
+    def api_config(self, model: SideClassifier, setup: Setup) -> dict[str, Any]:
+        """Return the class names (a regression has one, "score") and how texts are given."""
+        labels = setup.dataset.labels
+        names = labels or ("score",)
+        first = setup.dataset.split("train").examples[0].inputs[0]
+        return {
+            "segments": list(model.segments),
+            "pairs": first.pair is not None,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "problem_type": "single_label_classification" if labels else "regression",
+        }

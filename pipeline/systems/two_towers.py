@@ -255,6 +255,7 @@ class TwoTowersSystem(System):
     Data = CaptionData
     Train = TwoTowersTrainConfig
     Model = TwoTowers
+    api = "retrieval"
     spread = True
 
     def read(self, data: CaptionData) -> Dataset:
@@ -311,6 +312,10 @@ class TwoTowersSystem(System):
         clean = located.clean
         firsts = located.examples.first_of
         return [{"text": clean["text"]}, {"media": clean["media"][firsts]}]
+
+    def api_config(self, model: TwoTowers, setup: Setup) -> dict[str, Any]:
+        """Return the width of the embeddings."""
+        return {"width": model.text.out_width}
 
     def features(self, towers: Mapping[str, States], taps: Mapping[str, TowerTaps]) -> Outputs:
         """Return the means of a tower's taps; of the texts also those of the last tap alone."""

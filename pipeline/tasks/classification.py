@@ -155,10 +155,11 @@ class Classes:
 def _among(
     count: int, probabilities: NDArray[Any], targets: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return whether each target is among the `count` most likely classes, [n]."""
+    """Return whether each target is among the `count` most likely classes, [n]; no tie helps."""
     own = np.take_along_axis(probabilities, targets[:, None], 1)
-    better: NDArray[np.bool_] = (probabilities > own).sum(1) < count
-    return better.astype(np.float64)
+    rivals = probabilities.shape[1] - (probabilities < own).sum(1)  # those as likely, and itself
+    among: NDArray[np.bool_] = rivals <= count
+    return among.astype(np.float64)
 
 
 def class_numbers(examples: Labelled) -> NDArray[np.int64]:

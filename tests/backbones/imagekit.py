@@ -1,4 +1,4 @@
-"""Tiny random image models, pictures and transforms: nothing is downloaded."""
+"""Tiny random image models, images and transforms: nothing is downloaded."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def tiny_vision(model_type: str, *, seed: int = 0, **overrides: Any) -> Any:
 
 
 def transform_of(size: int | tuple[int, int]) -> ImageTransform:
-    """The whole picture at exactly `size`, to pixels between -1 and 1."""
+    """The whole image at exactly `size`, to pixels between -1 and 1."""
     return plain_transform(size, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -99,8 +99,8 @@ def tiny_backbone(model_type: str, size: int | tuple[int, int] = 32, **options: 
     return ImageBackbone(tiny_vision(model_type), transform_of(size), name=model_type, **options)
 
 
-def pictures(folder: Path, sizes: tuple[tuple[int, int], ...] = ((40, 50), (32, 32), (64, 20))):
-    """Save noise pictures of the `sizes` (height, width); return them as inputs."""
+def save_images(folder: Path, sizes: tuple[tuple[int, int], ...] = ((40, 50), (32, 32), (64, 20))):
+    """Save noise images of the `sizes` (height, width); return them as inputs."""
     inputs = []
     for i, (height, width) in enumerate(sizes):
         noise = np.random.default_rng(i).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -110,7 +110,7 @@ def pictures(folder: Path, sizes: tuple[tuple[int, int], ...] = ((40, 50), (32, 
 
 
 def animation(path: Path, frames: int = 5, side: int = 40) -> Path:
-    """Save an animated picture of `frames` noise frames, 100 ms each."""
+    """Save an animated image of `frames` noise frames, 100 ms each."""
     noise = np.random.default_rng(frames).integers(0, 255, (frames, side, side, 3), dtype=np.uint8)
     first, *rest = [Image.fromarray(frame) for frame in noise]
     first.save(path, save_all=True, append_images=rest, duration=100, loop=0, lossless=True)

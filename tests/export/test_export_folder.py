@@ -7,20 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import SENTENCES
 
 from cache import FingerprintMismatch
-from pipeline.fused import artefacts, classifier
-from pipeline.fused.build import ExportError
-from pipeline.fused.classifier import ClassifierJob
 from pipeline.fused.folder import OutputExists
 from pipeline.fused.loading import load_fused
+from pipeline.fused.modeling_unipt import UniPTModel
 from pipeline.fused.parity import ExportParityError
-from pipeline.fused.replay import cached_logits
 from pipeline.fused.write import export_model
+from pipeline.systems.locate import MissingInputs, locate
 
 ALONE = """
 import json, sys
@@ -51,10 +48,8 @@ def test_folders_load_where_the_project_is_not_importable(
     for number, one in enumerate(made):
         out = tmp_path / f"out{number}"
         export_model(one.job(), out)
-        pairs = one.trained.segments == 2
-        jobs.append(
-            (str(out), [_as_text(row) if pairs else row[0].text for row in one.trained.rows])
-        )
+        texts = [_as_text(row) if len(row) == 2 else row[0].text for row in one.rows]
+        jobs.append((str(out), texts))
     done = subprocess.run(
         [sys.executable, "-I", "-W", "error", "-c", ALONE, json.dumps(jobs)],
         cwd=home,
@@ -67,7 +62,7 @@ def test_folders_load_where_the_project_is_not_importable(
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ours"] == []
     for one, found in zip(made, result["found"], strict=True):
-        wanted = _cached(one)
+        wanted = one.logits()
         torch.testing.assert_close(torch.tensor(found["logits"]), wanted, atol=1e-5, rtol=0)
         for scores, row in zip(found["scores"], wanted.softmax(-1), strict=True):
             assert {s["label"]: s["score"] for s in scores} == pytest.approx(
@@ -77,13 +72,6 @@ def test_folders_load_where_the_project_is_not_importable(
 
 def _as_text(row: Any) -> dict[str, str]:
     return {"text": row[0].text, "text_pair": row[1].text}
-
-
-def _cached(made: Any) -> torch.Tensor:
-    rows = made.trained.rows
-    keys = np.frombuffer(b"".join(x.key() for row in rows for x in row), np.uint8).reshape(-1, 16)
-    samples = made.cache.find(keys).reshape(len(rows), -1)
-    return cached_logits(made.cache, made.trained.classifier, made.trained.taps, samples)
 
 
 @pytest.mark.parametrize("model_type", ["albert", "bert", "distilbert", "roberta", "gpt2", "llama"])
@@ -106,8 +94,8 @@ def test_a_memory_is_exported(make: Callable[..., Any], tmp_path: Path, pair: st
     report = export_model(made.job(), tmp_path / "out", forms=("torch_export",)).parity
     assert report.passed
     assert report.worst < 2e-5
-    model, _ = load_fused(tmp_path / "out")
-    assert torch.equal(model.side_classifier.memory.values, made.trained.classifier.memory.values)
+    model = load_fused(tmp_path / "out")
+    assert torch.equal(model.side.memory.values, made.model.memory.values)
 
 
 @pytest.mark.parametrize(("model_type", "pair"), [("bert", "separate"), ("gpt2", "none")])
@@ -157,12 +145,12 @@ def test_onnx_takes_any_batch_and_length(
 
 def _check_other_sizes(run: Callable[..., Any], out: Path) -> None:
     """Compare with the eager model at sizes no replay used."""
-    model, _ = load_fused(out)
+    model = load_fused(out)
     for batch, length in ((3, 9), (7, 4), (1, 11)):
         ids = torch.randint(4, 30, (batch, length))
         types = (torch.arange(length) >= length // 2).long().expand(batch, -1).contiguous()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if model.config.segments == 2 or model.config.token_types:
+        if model.compares or model.tower(model.config.segments[0]).spec["token_types"]:
             inputs["token_type_ids"] = types
         with torch.no_grad():
             wanted = model(**inputs, output_confidence=True)
@@ -173,9 +161,6 @@ def _check_other_sizes(run: Callable[..., Any], out: Path) -> None:
 
 def test_regression_gives_the_units_of_the_target(make: Callable[..., Any], tmp_path: Path) -> None:
     made = make(labels=None, unscale=(20.0, 300.0))
-    with torch.no_grad():
-        made.trained.classifier.head[-1].weight.mul_(20.0)
-        made.trained.classifier.head[-1].bias.add_(300.0)
     report = export_model(made.job(), tmp_path / "out")
     assert report.parity.scale < 10  # standardised, not 300
     from transformers import pipeline
@@ -194,9 +179,9 @@ def test_half_precision_weights_stay_half_and_the_side_stays_float(
     made.backbone.fingerprint_parts()  # the digest is of the checkpoint, before it is cast
     made.backbone.model.half()
     report = export_model(made.job(), tmp_path / "out")
-    model, _ = load_fused(tmp_path / "out")
-    assert {p.dtype for p in model.backbone.parameters()} == {torch.float16}
-    assert {p.dtype for p in model.side_classifier.parameters()} == {torch.float32}
+    model = load_fused(tmp_path / "out")
+    assert {p.dtype for p in model.tower("text").backbone.parameters()} == {torch.float16}
+    assert {p.dtype for p in model.side.parameters()} == {torch.float32}
     assert report.parity.types["weights"] == "float16"
 
 
@@ -204,12 +189,13 @@ def test_a_wrong_model_is_refused_and_nothing_is_left(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make()
-    runner = artefacts.eager_runner
+    run = UniPTModel.run
 
-    def perturbed(function: artefacts.Runner) -> artefacts.Runner:
-        return runner(lambda inputs: function(inputs) * 1.5)
+    def perturbed(self: Any, **inputs: torch.Tensor) -> Any:
+        found = run(self, **inputs)
+        return found._replace(values={name: value * 1.5 for name, value in found.values.items()})
 
-    monkeypatch.setattr(classifier, "eager_runner", perturbed)
+    monkeypatch.setattr(UniPTModel, "run", perturbed)
     folder = tmp_path / "exports"
     with pytest.raises(ExportParityError, match="FAILED"):
         export_model(made.job(), folder / "out")
@@ -222,13 +208,13 @@ def test_another_backbone_is_refused_with_the_difference(
     made = make()
     other = make("bert", max_length=11, pair="joint")
     with pytest.raises(FingerprintMismatch, match=r"max_length: cached 12, now 11"):
-        export_model(ClassifierJob(made.trained, other.backbone, made.cache), tmp_path / "out")
+        export_model(made.job(backbone=other.backbone), tmp_path / "out")
 
 
-def test_examples_outside_the_cache_are_refused(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_examples_outside_the_cache_are_refused(make: Callable[..., Any]) -> None:
     made, other = make(), make("bert", pair="joint")
-    with pytest.raises(ExportError, match="none of the run's 5 examples"):
-        export_model(ClassifierJob(other.trained, made.backbone, made.cache), tmp_path / "out")
+    with pytest.raises(MissingInputs, match="5 of 5 inputs of the split 'train' are not in"):
+        locate(other.setup.dataset, "train", made.setup.caches, {"text": "text"})
 
 
 def test_existing_folders_are_kept(make: Callable[..., Any], tmp_path: Path) -> None:

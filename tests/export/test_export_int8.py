@@ -8,7 +8,7 @@ import pytest
 import torch
 from towerkit import make_towers
 
-from pipeline.fused.loading import load_fused, load_retrieval
+from pipeline.fused.loading import load_fused
 from pipeline.fused.write import export_model
 
 
@@ -22,9 +22,9 @@ def test_cached_live_and_fused_agree(
     report = export_model(made.job(), tmp_path / "out", forms=forms)
     assert report.parity.types["stored"] == "int8"
     assert report.parity.worst < 2e-3
-    fused, _ = load_fused(tmp_path / "out")
-    for number, tap in enumerate(made.trained.taps):
-        assert torch.equal(fused.cached_states.get_buffer(f"rms_{number}"), made.cache.rms[tap])
+    cached = load_fused(tmp_path / "out").tower("text").cached
+    for number, tap in enumerate(cached.taps):
+        assert torch.equal(cached.get_buffer(f"rms_{number}"), made.cache.rms[tap])
 
 
 @pytest.mark.parametrize(
@@ -42,24 +42,23 @@ def test_towers_over_int8_states(
     report = export_model(made.job(), tmp_path / "out")
     assert report.parity.worst < 2e-3
     assert [row.changed for row in report.parity.rows] == [0, 0, 0, 0]
-    model = load_retrieval(tmp_path / "out")
-    first = model.config.media_tower["taps"][0]
-    assert torch.equal(model.media_states.rms_0, made.media_cache.rms[first])
+    cached = load_fused(tmp_path / "out").tower("media").cached
+    assert torch.equal(cached.rms_0, made.setup.caches["media"].rms[cached.taps[0]])
 
 
 def test_each_tap_is_rounded_as_it_was_stored(make: Callable[..., Any], tmp_path: Path) -> None:
     types = {"embeddings": "bfloat16", "encoder.layer.00": "int8", "encoder.layer.01": "float16"}
     made = make(store=types)
-    assert list(made.trained.taps) == list(types)
+    assert list(made.setup.taps["text"].names) == list(types)
     report = export_model(made.job(), tmp_path / "out", forms=("torch_export",))
     assert report.parity.types["stored"] in ("bfloat16", "int8")
     assert report.parity.worst < 2e-3
-    fused, tokenizer = load_fused(tmp_path / "out")
-    states = fused.cached_states
+    fused = load_fused(tmp_path / "out")
+    states = fused.tower("text").cached
     assert states.types == types
     assert torch.equal(states.rms_1, made.cache.rms["encoder.layer.00"])
     assert {name for name, _ in states.named_buffers()} == {"rms_1"}
-    inputs = tokenizer(["the cat sat on the mat"], return_tensors="pt")
+    inputs = fused.tokenize(["the cat sat on the mat"])
     rounded = fused(**inputs).logits
     for tap in types:
         states.types = types | {tap: "float32"}
@@ -71,8 +70,9 @@ def test_without_its_rounding_the_model_would_be_another(
 ) -> None:
     made = make(store="int8")
     export_model(made.job(), tmp_path / "out")
-    fused, tokenizer = load_fused(tmp_path / "out")
-    inputs = tokenizer(["the cat sat on the mat"], return_tensors="pt")
+    fused = load_fused(tmp_path / "out")
+    inputs = fused.tokenize(["the cat sat on the mat"])
     rounded = fused(**inputs).logits
-    fused.cached_states.types = dict.fromkeys(fused.cached_states.types, "float32")
+    cached = fused.tower("text").cached
+    cached.types = dict.fromkeys(cached.types, "float32")
     assert not torch.allclose(fused(**inputs).logits, rounded, atol=1e-4)

@@ -9,15 +9,9 @@ import torch
 from tiny import SENTENCES, tiny_tokenizer
 
 from pipeline.backbones.fingerprint import tokenizer_digest
-from pipeline.fused.package import PACKAGES, PackageError, needed_modules, source_files
-from pipeline.fused.parity import (
-    ExportParityError,
-    check,
-    embeddings_part,
-    logits_part,
-    replay,
-    tolerance,
-)
+from pipeline.fused.api import APIS
+from pipeline.fused.package import PackageError, needed_modules, source_files
+from pipeline.fused.parity import ExportParityError, Part, check, replay, tolerance
 from pipeline.fused.tokenizer import (
     TokenizerError,
     joint_tokenizer,
@@ -26,13 +20,12 @@ from pipeline.fused.tokenizer import (
 )
 
 
-@pytest.mark.parametrize("model_type", PACKAGES)
-def test_sources_are_flat_and_closed(model_type: str) -> None:
+@pytest.mark.parametrize("api", APIS)
+def test_sources_are_flat_and_closed(api: str) -> None:
     import unipt
 
-    files = source_files(model_type)
-    package = PACKAGES[model_type]
-    assert {f"{package.configuration}.py", f"{package.modeling}.py", "recorder.py"} <= files.keys()
+    files = source_files(api)
+    assert {"configuration_unipt.py", f"api_{api}.py", "recorder.py"} <= files.keys()
     for name, text in files.items():
         tree = ast.parse(text)
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -44,10 +37,12 @@ def test_sources_are_flat_and_closed(model_type: str) -> None:
 
 
 def test_files_of_other_folders_keep_their_folder_in_their_name() -> None:
-    files = source_files("unipt_retrieval")
+    files = source_files("retrieval")
     assert {"media_images.py", "convnets_config.py", "config.py"} <= files.keys()
     assert "from .convnets_config import" in files["convnets_build.py"]
-    assert not {"media_images.py", "towers.py"} & source_files("unipt").keys()
+    texts = source_files("sequence_classification")
+    assert not {"media_images.py", "media_unipt.py", "api_retrieval.py"} & texts.keys()
+    assert not any("PIL" in text or "numpy" in text for text in texts.values())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +54,8 @@ def test_imports_the_loader_does_not_follow_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["import cache.reader", "from pipeline.train import train", "from pipeline import run"]
+    "text",
+    ["import cache.reading", "from pipeline.train import train", "from pipeline import run"],
 )
 def test_imports_of_this_project_are_refused(text: str) -> None:
     with pytest.raises(PackageError, match="cannot need this project"):
@@ -123,7 +119,14 @@ def test_a_wrong_or_missing_number_fails_the_report(value: float) -> None:
             found[1, 0] += value
         return found
 
-    report = replay([logits_part({"eager": run}, encode, reference, types={"stored": "float16"})])
+    part = Part(
+        runners={"eager": run},
+        encode=encode,
+        reference=reference,
+        answers=lambda found: found.argmax(1),
+        types={"stored": "float16"},
+    )
+    report = replay([part])
     assert [row.passed for row in report.rows] == [True, False]
     assert [row.length for row in report.rows] == [1, 4]
     with pytest.raises(ExportParityError, match="FAILED"):
@@ -139,17 +142,24 @@ def test_each_tower_is_held_to_its_own_tolerance() -> None:
     def part(name: str, found: torch.Tensor, stored: str) -> Any:
         runners = {"eager": lambda inputs: found[inputs["pixel_values"]]}
         types = {"stored": stored}
-        return embeddings_part(name, runners, encode, exact, exact.flip(0), types=types)
+        return Part(
+            name=name,
+            runners=runners,
+            encode=encode,
+            reference=exact,
+            answers=lambda rows: (rows @ exact.flip(0)).argmax(1),
+            types=types,
+        )
 
     fine, lax = part("text", exact, "float32"), part("image", moved, "bfloat16")
-    report = replay([fine, lax], outputs="embeddings")
+    report = replay([fine, lax])
     assert report.passed
     assert report.types == {"text stored": "float32", "image stored": "bfloat16"}
     assert [row.max_error for row in report.rows] == pytest.approx([0, 0, 0.01, 0.01])
-    report = replay([part("text", moved, "float32"), lax], outputs="embeddings")
+    report = replay([part("text", moved, "float32"), lax])
     assert not report.passed
     assert report.worst < report.tolerance
-    with pytest.raises(ExportParityError, match="cached embeddings"):
+    with pytest.raises(ExportParityError, match="cached outputs"):
         check(report)
     turned = replay([part("text", exact.roll(1, 0), "float32")]).rows[0]
     assert turned.changed == 3

@@ -41,19 +41,7 @@ def test_a_classifier_over_one_vector_a_text(
     report = export_model(made.job(), tmp_path / "out", forms=forms)
     assert report.parity.worst < 1e-3
     assert all(row.changed == 0 for row in report.parity.rows)
-    fused, _ = load_fused(tmp_path / "out")
-    assert fused.config.pool == pool
-
-
-def test_an_export_from_before_pooling_keeps_every_token(
-    make: Callable[..., Any], tmp_path: Path
-) -> None:
-    export_model(make().job(), tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    del config["pool"]
-    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    fused, _ = load_fused(tmp_path / "out")
-    assert fused.config.pool == "none"
+    assert load_fused(tmp_path / "out").tower(next(iter(made.setup.caches))).spec["pool"] == pool
 
 
 @pytest.mark.parametrize(
@@ -80,7 +68,7 @@ def test_towers_over_pooled_states(
 def test_pooled_towers_load_where_the_project_is_not(tmp_path: Path) -> None:
     made = make_towers(tmp_path, "bert", "convnet", pools=("mean", "cells=3"))
     export_model(made.job(), tmp_path / "out")
-    assert "backbones_pooling.py" in source_files("unipt_retrieval")
+    assert "backbones_pooling.py" in source_files("retrieval")
     done = subprocess.run(
         [
             *(sys.executable, "-I", "-W", "error", "-c", ALONE, str(tmp_path / "out")),

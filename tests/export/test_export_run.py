@@ -15,19 +15,16 @@ import cli
 from cache import FingerprintMismatch
 from pipeline.backbones import load_backbone
 from pipeline.backbones.convnets import build_convnet
+from pipeline.config import ConfigError
 from pipeline.export import ExportConfig, export, recorded_backbone
-from pipeline.extract import ExtractConfig, extract, extract_inputs
-from pipeline.fused.build import ExportError
-from pipeline.fused.loading import load_retrieval as load_retrieval_model
+from pipeline.extract import extract_inputs
+from pipeline.fused.job import ExportError
+from pipeline.fused.loading import load_fused
 from pipeline.index import IndexConfig, build_index
-from pipeline.predict import Predictor
-from pipeline.retrieval.data import CaptionData, load_retrieval
-from pipeline.retrieval.train import RetrievalTrainConfig, train_retrieval
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
-from pipeline.sweep import RetrievalSweepConfig, sweep
-from pipeline.train import TrainConfig, train
-from pipeline.training.evaluation import open_cache
+from pipeline.systems import data_config, load_dataset, train_config
+from pipeline.train import train
 
 
 def trained(folder: Path, task: str) -> dict[str, Path]:
@@ -43,10 +40,11 @@ def trained(folder: Path, task: str) -> dict[str, Path]:
     data = {"task": task, "train": str(table), "metrics": [metric]}
     places = {name: folder / name for name in ("backbone", "cache", "run", "out")}
     save_tiny("bert", places["backbone"])
-    values = {"backbone": str(places["backbone"]), "out": places["cache"], "data": data}
-    extract(ExtractConfig.build(values | {"force": True}))
-    options = {"cache": places["cache"], "out": places["run"], "data": data, "epochs": 1}
-    train(TrainConfig.build(options | {"device": "cpu"}))
+    backbone, dataset = load_backbone(str(places["backbone"])), load_dataset(data_config(data))
+    rows = [row for split in dataset.splits.values() for row in split.rows("text", "text")]
+    extract_inputs(backbone, rows, places["cache"])
+    options = {"cache": str(places["cache"]), "out": places["run"], "data": data, "epochs": 1}
+    train(train_config(options | {"device": "cpu"}))
     return places
 
 
@@ -56,42 +54,39 @@ def test_a_run_is_exported_with_its_metrics_and_predicts_as_it_did(
 ) -> None:
     places = trained(tmp_path, task)
     report = export(
-        ExportConfig(run=places["run"], out=places["out"], backbone=str(places["backbone"]))
+        ExportConfig(run=places["run"], out=places["out"], backbone=(str(places["backbone"]),))
     )
     assert report.parity.passed
     card = (places["out"] / "README.md").read_text()
     assert "| test | " + ("accuracy" if task == "classification" else "pearson") in card
     assert str(tmp_path) not in card
-    predictor = Predictor(places["out"], device="cpu")
-    assert predictor.regression is (task == "regression")
+    model = load_fused(places["out"])
     table = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     records = (places["run"] / "predictions_test.jsonl").read_text().splitlines()
     assert records
     for record in map(json.loads, records):
         text = table[int(record["id"].split("/")[1])]["text"]
-        found = predictor.outputs([predictor.row_of(text)])[0]
+        (found,) = model.predict([text])
         if task == "regression":
-            assert found.item() == pytest.approx(record["score"], rel=1e-4)
+            assert found["score"] == pytest.approx(record["score"], rel=1e-4)
         else:
-            assert predictor.labels[int(found.argmax())] == record["label"]
+            assert found["label"] == record["label"]
 
 
 def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     places = trained(tmp_path, "classification")
     config = ExportConfig(run=places["run"], out=places["out"])
-    run = Run.open(places["run"])
-    cache = open_cache(run, run.info["cache"])
-    cache.origin.clear()
+    cache = Run.open(places["run"]).caches()["text"]
+    cache.provenance.clear()
     with pytest.raises(ExportError, match="as `backbone`"):
         recorded_backbone(cache, config, None)
-    with pytest.raises(ExportError, match=r"text_cache: not options .* are backbone, cache"):
-        export(config.model_copy(update={"text_cache": tmp_path}))
     save_tiny("bert", tmp_path / "other", seed=1)
     with pytest.raises(FingerprintMismatch, match=r"weights.sha256: cached"):
-        export(config.model_copy(update={"backbone": str(tmp_path / "other")}))
+        export(config.model_copy(update={"backbone": (str(tmp_path / "other"),)}))
     info = json.loads((places["run"] / "run.json").read_text())
-    info["cache"]["fingerprint"]["preprocessing"]["max_length"] = 7
-    info["cache"]["digest"] = "another"
+    recorded = info["towers"]["text"]["cache"]
+    recorded["fingerprint"]["preprocessing"]["max_length"] = 7
+    recorded["digest"] = "another"
     (places["run"] / "run.json").write_text(json.dumps(info))
     with pytest.raises(FingerprintMismatch, match=r"max_length: trained on 7, found 64"):
         export(config)
@@ -111,13 +106,15 @@ def cached_towers(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     rows = [f"{name},the {words[i % 5]} is {'not ' * (i // 5)}good" for i, name in enumerate(names)]
     table = folder / "captions.csv"
     table.write_text("image,caption\n" + "\n".join(rows) + "\n")
-    data = CaptionData(train=table, media=places["media"], fractions=(0.6, 0.2, 0.2))
-    dataset = load_retrieval(data)
+    data = {"task": "retrieval", "train": str(table), "media": str(places["media"])}
+    data |= {"fractions": [0.6, 0.2, 0.2]}
+    splits = load_dataset(data_config(data)).splits.values()
     text = load_backbone(str(places["text"]))
     seer = load_backbone(str(weights), architecture="efficientnet_lite0", image_size=32)
-    extract_inputs(text, dataset.inputs("text"), places["text_cache"])
-    extract_inputs(seer, dataset.inputs("image"), places["media_cache"])
-    caches = {name: places[name] for name in ("text_cache", "media_cache")}
+    for tower, backbone in (("text", text), ("media", seer)):
+        rows = [row for split in splits for row in split.rows(tower, backbone.modality)]
+        extract_inputs(backbone, rows, places[f"{tower}_cache"])
+    caches = {name: str(places[name]) for name in ("text_cache", "media_cache")}
     options = {"out": places["run"], "data": data, "epochs": 1, "embed_width": 16, **caches}
     return places, options | {"device": "cpu"}
 
@@ -125,26 +122,29 @@ def cached_towers(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
 def trained_towers(folder: Path) -> dict[str, Path]:
     """Train two towers for one epoch."""
     places, options = cached_towers(folder)
-    train_retrieval(RetrievalTrainConfig.build(options))
+    train(train_config(options))
     return places
 
 
 def test_a_retrieval_run_is_exported_indexed_and_searched(tmp_path: Path) -> None:
     places = trained_towers(tmp_path)
-    report = export(ExportConfig(run=places["run"], out=places["out"], samples=12))
+    report = export(ExportConfig(run=places["run"], out=places["out"], samples=8))
     assert report.parity.passed
     assert [row.batch for row in report.parity.rows] == [1, 8, 1, 8]
     card = (places["out"] / "README.md").read_text()
     assert "| test | t2m_r1 |" in card
     assert str(tmp_path) not in card
-    with pytest.raises(ExportError, match=r"cache: not options .* are text_backbone, "):
-        export(ExportConfig(run=places["run"], out=tmp_path / "other", cache=tmp_path))
+    with pytest.raises(ConfigError, match=r"several towers; give text=\.\.\., media=\.\.\."):
+        export(ExportConfig(run=places["run"], out=tmp_path / "other", cache=(str(tmp_path),)))
+    moved = places["media_cache"].rename(tmp_path / "moved.zarr")
+    again = {"run": places["run"], "out": tmp_path / "again", "samples": 4}
+    assert export(ExportConfig(**again, cache=(f"media={moved}",))).parity.passed
     build_index(IndexConfig(model=places["out"], media=places["media"], out=tmp_path / "index"))
     found = search(SearchConfig(index=tmp_path / "index", query="the cat is good", k=3))
     records = (places["run"] / "predictions_test.jsonl").read_text().splitlines()
     assert records
     assert len(found.hits) == 3
-    model = load_retrieval_model(places["out"])
+    model = load_fused(places["out"])
     best = (
         model.encode_text("the cat is good")
         @ model.encode_image([places["media"] / hit.path for hit in found.hits]).T
@@ -153,6 +153,8 @@ def test_a_retrieval_run_is_exported_indexed_and_searched(tmp_path: Path) -> Non
 
 
 def test_a_trial_of_two_towers_is_exported_by_its_name(tmp_path: Path) -> None:
+    from pipeline.sweep import RetrievalSweepConfig, sweep  # the search of that name
+
     places, options = cached_towers(tmp_path)
     searched = {"space": {"lr": [1e-3, 1e-2]}, "sampler": "grid", "refit": "none"}
     result = sweep(RetrievalSweepConfig.build(options | searched))
@@ -162,4 +164,4 @@ def test_a_trial_of_two_towers_is_exported_by_its_name(tmp_path: Path) -> None:
     )
     assert called.exit_code == 0, called.output
     assert json.loads((places["out"] / "parity_report.json").read_text())["passed"]
-    assert load_retrieval_model(places["out"]).encode_text("the cat is good").shape == (1, 16)
+    assert load_fused(places["out"]).encode_text("the cat is good").shape == (1, 16)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFont
 from towerkit import EMBED, drawing, make_towers, save_clips, save_pictures
 
-from pipeline.fused.loading import NotAnExport, load_retrieval
+from pipeline.fused.loading import NotAnExport, load_fused
 from pipeline.fused.write import export_model
 from pipeline.gallery.sheet import Tile, draw_sheet, shorten
 from pipeline.gallery.store import GalleryError, Index, StaleIndex
@@ -45,9 +45,9 @@ def test_an_index_holds_every_picture_once_and_finds_it(place: dict[str, Any]) -
         "more/5.png"
     ]
     np.testing.assert_allclose(np.linalg.norm(index.vectors, axis=1), 1, atol=1e-6)
-    wanted = load_retrieval(place["model"]).encode_image([place["media"] / "3.png"])
+    wanted = load_fused(place["model"]).encode_image([place["media"] / "3.png"])
     np.testing.assert_allclose(index.vectors[3], wanted[0].numpy(), atol=1e-5)
-    found = search(SearchConfig(index=place["out"], picture=place["media"] / "more" / "5.png", k=2))
+    found = search(SearchConfig(index=place["out"], image=place["media"] / "more" / "5.png", k=2))
     assert [hit.rank for hit in found.hits] == [1, 2]
     assert found.hits[0].path == "more/5.png"
     assert found.hits[0].score == pytest.approx(1, abs=1e-5)
@@ -58,7 +58,7 @@ def test_texts_are_ranked_by_cosine_and_drawn(place: dict[str, Any], tmp_path: P
     build_index(IndexConfig(**place))
     sheet = tmp_path / "sheets" / "dog.png"
     found = search(SearchConfig(index=place["out"], query="a dog", k=99, sheet=sheet))
-    model, index = load_retrieval(place["model"]), Index.read(place["out"])
+    model, index = load_fused(place["model"]), Index.read(place["out"])
     scores = index.vectors @ model.encode_text("a dog")[0].numpy()
     order = np.argsort(-scores)
     assert [hit.path for hit in found.hits] == [index.entries[i].path for i in order]
@@ -155,9 +155,9 @@ def test_another_model_makes_an_index_stale(place: dict[str, Any], tmp_path: Pat
     ("asked", "message"),
     [
         ({}, "give one query, not 0"),
-        ({"query": "a", "picture": "b.png"}, "give one query, not 2"),
+        ({"query": "a", "image": "b.png"}, "give one query, not 2"),
         ({"query": "  "}, "the query is empty"),
-        ({"picture": "nowhere.png"}, r"cannot be read: .*nowhere\.png"),
+        ({"image": "nowhere.png"}, r"cannot be read: .*nowhere\.png"),
         ({"query": "a", "index": "media"}, "holds no index"),
     ],
 )
@@ -174,7 +174,7 @@ def test_unusable_queries_are_refused(
 def test_unusable_folders_are_refused(place: dict[str, Any], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(GalleryError, match="holds no pictures"):
+    with pytest.raises(GalleryError, match="holds no images"):
         build_index(IndexConfig(**place | {"media": empty}))
     with pytest.raises(GalleryError, match="there is no media folder"):
         build_index(IndexConfig(**place | {"media": tmp_path / "nowhere"}))
@@ -198,7 +198,7 @@ def test_clips_are_indexed_by_their_frames(tmp_path: Path) -> None:
     assert (report.kind, report.files) == ("video", 4)
     save_clips(tmp_path / "query", 1)
     sheet = tmp_path / "sheet.png"
-    asked = SearchConfig(index=tmp_path / "index", clip=tmp_path / "query" / "0.gif", sheet=sheet)
+    asked = SearchConfig(index=tmp_path / "index", video=tmp_path / "query" / "0.gif", sheet=sheet)
     found = search(asked)
     assert found.hits[0].path == "0.gif"
     assert found.hits[0].score == pytest.approx(1, abs=1e-5)
@@ -216,6 +216,6 @@ def test_long_names_are_shortened_to_fit() -> None:
         assert "..." in cut
         assert cut.endswith(".png") is middle
     assert shorten("short.png", font, 120) == "short.png"
-    tile = Tile(picture=None, rank=1, score=0.5, name=name)
+    tile = Tile(image=None, rank=1, score=0.5, name=name)
     sheet = draw_sheet([tile] * 7, title="x" * 500, note="", query=drawing(0))
     assert sheet.size == draw_sheet([tile] * 6, title="", note="").size  # two rows of five

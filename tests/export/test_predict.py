@@ -13,9 +13,9 @@ from tiny import SENTENCES
 from transformers.utils import logging as hf_logging
 
 from pipeline.fused.loading import NotAnExport, load_exported
-from pipeline.fused.records import RecordError, read_records
+from pipeline.fused.records import Record, RecordError, read_records
 from pipeline.fused.write import export_model
-from pipeline.predict import PredictConfig, PredictError, Predictor, predict
+from pipeline.predict import PredictConfig, PredictError, label, predict
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def test_lines_keep_their_order_and_empty_ones_are_named(folder: Path) -> None:
     assert seen == [10]
     assert [row["line"] for row in rows] == list(range(1, 13))
     assert rows[5] == {"line": 6, "label": None, "score": None, "probabilities": None}
-    model, tokenizer = load_exported(folder)
+    model = load_exported(folder, "predict")
     for row, text in zip(rows, lines, strict=True):
         if text.strip():
-            inputs = tokenizer(text.strip(), truncation=True, return_tensors="pt")
+            inputs = model.tokenizer(text.strip(), truncation=True, return_tensors="pt")
             wanted = model(**inputs).logits.softmax(-1)[0]
             found = [row["probabilities"][name] for name in ("bad", "good")]
             torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-5, rtol=0)
@@ -79,24 +79,30 @@ def test_separate_pairs(make: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "model"
     export_model(made.job(), out)
     config = PredictConfig(model=out, text="a", text_pair="b", layout="jsonl", device="cpu")
-    rows = [{"a": a.text, "b": b.text} for a, b in made.trained.rows]
+    rows = [{"a": a.text, "b": b.text} for a, b in made.rows]
     sink = io.StringIO()
     predict(config, source=[json.dumps(row) for row in rows], sink=sink)
-    both = Predictor(out, device="cpu").outputs(made.trained.rows)
+    both = label(
+        load_exported(out, "predict"),
+        [Record(i, a.text, b.text) for i, (a, b) in enumerate(made.rows)],
+        batch_size=2,
+    )
     found = [json.loads(line)["probabilities"]["good"] for line in sink.getvalue().splitlines()]
-    torch.testing.assert_close(torch.tensor(found), both[:, 1], atol=1e-6, rtol=0)
+    wanted = [both[i]["probabilities"]["good"] for i in range(len(found))]
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert found == pytest.approx(made.logits().softmax(1)[:, 1].tolist(), abs=1e-3)
     with pytest.raises(PredictError, match="compares two texts"):
         predict(PredictConfig(model=out), source=["x"], sink=sink)
 
 
 def test_foreign_code_needs_trust(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotAnExport, match="no exported model"):
-        load_exported(tmp_path)
+        load_exported(tmp_path, "predict")
     with (folder / "layers.py").open("a") as file:
         file.write("\n# edited\n")
     with pytest.raises(NotAnExport, match="trust_code"):
-        load_exported(folder)
-    model, _ = load_exported(folder, trust_code=True)
+        load_exported(folder, "predict")
+    model = load_exported(folder, "predict", trust_code=True)
     assert type(model).__module__.startswith("transformers_modules.")
     assert not model.training
 
@@ -106,13 +112,13 @@ def test_an_export_loads_in_silence_and_only_with_all_its_weights(
 ) -> None:
     monkeypatch.setattr(hf_logging, "_tqdm_active", True)
     capsys.readouterr()
-    load_exported(folder)
+    load_exported(folder, "predict")
     assert capsys.readouterr().err == ""
     weights = load_file(folder / "model.safetensors")
-    del weights["backbone.encoder.layer.1.output.dense.weight"]
+    del weights["towers.text.backbone.encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NotAnExport, match=r"lacks 1 weight.*layer\.1\.output\.dense\.weight"):
-        load_exported(folder)
+        load_exported(folder, "predict")
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,17 @@ from pipeline.backbones.convnets import build_convnet
 from pipeline.backbones.convnets.config import ConvNetConfig
 from pipeline.backbones.preprocessing import plain_transform
 from pipeline.backbones.video import VideoBackbone
+from pipeline.data import Dataset
 from pipeline.extract import extract_inputs
-from pipeline.fused.retrieval import RetrievalJob, TrainedTowers
-from pipeline.fused.write import Facts
-from pipeline.inputs import ImageInput, TextInput, VideoInput
-from pipeline.retrieval.taps import select, width
+from pipeline.fused.job import Facts, Job
+from pipeline.reading.captioned.dataset import Captioned
+from pipeline.reading.captioned.gather import Caption, MediaItem
+from pipeline.reading.config import CaptionData
+from pipeline.systems import Setup, system_of
+from pipeline.systems.inference import run_passes
+from pipeline.systems.locate import locate
+from pipeline.systems.memo import Memo
+from pipeline.systems.taps import TowerTaps, select, width
 from unipt import SideTower, TwoTowers, preset
 
 EMBED = 8
@@ -115,9 +121,8 @@ def save_clips(folder: Path, count: int = 4) -> list[Path]:
     return paths
 
 
-def side_tower(cache: Cache, *, text: bool, frames: str = "mean", pooling: str = "gpo") -> Any:
-    """A random side tower that fits all taps of a cache."""
-    taps = select(cache, None, "text" if text else "media")
+def side_tower(taps: TowerTaps, *, text: bool, frames: str = "mean", pooling: str = "gpo") -> Any:
+    """A random side tower that fits these taps."""
     sizes = {
         "widths": tuple(width(tap) for tap in taps.targets),
         "anchor_width": width(taps.anchor),
@@ -128,6 +133,8 @@ def side_tower(cache: Cache, *, text: bool, frames: str = "mean", pooling: str =
     name = "clip4clip_text" if taps.vector_anchor else "vse_image" if maps else "vse_text"
     tower = SideTower(
         side=preset(name, **sizes),
+        taps=taps.names,
+        axis=taps.axis,
         pooling="none" if taps.vector_anchor else pooling,
         frames=frames if taps.clips else "none",
         position="last" if text else "first",
@@ -140,19 +147,26 @@ def side_tower(cache: Cache, *, text: bool, frames: str = "mean", pooling: str =
 
 @dataclass
 class Towers:
-    """What a `RetrievalJob` takes, and the media files."""
+    """What a `Job` of two towers takes, and the media files."""
 
-    trained: TrainedTowers
-    text: TextBackbone
-    media: ImageBackbone
-    text_cache: Cache
-    media_cache: Cache
+    setup: Setup
+    model: TwoTowers
+    backbones: dict[str, Any]
     paths: list[Path]
 
-    def job(self, **changes: Any) -> RetrievalJob:
+    def job(self, **changes: Any) -> Job:
         """What `export_model` takes."""
-        given = {k: v for k, v in vars(self).items() if k != "paths"}
-        return RetrievalJob(**given | changes)
+        return Job(
+            setup=self.setup,
+            model=self.model,
+            backbones=self.backbones | changes,
+            facts=Facts(metrics={"test": {"rsum": 123.4}}, data={"task": "retrieval"}),
+        )
+
+    def cached(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of the sentences and all media, from the caches."""
+        texts, media = run_passes(self.model, self.setup, self.setup.splits["train"], batch_size=3)
+        return texts.values["text"][: len(SENTENCES)], media.values["media"]
 
 
 def make_towers(
@@ -166,31 +180,42 @@ def make_towers(
     store: Any = "float32",
     pools: tuple[str, str] = ("none", "none"),
 ) -> Towers:
-    """Extract tiny texts and pictures (or clips) and put random side towers on top."""
+    """Extract tiny texts and images (or videos) and put random side towers on top."""
     torch.manual_seed(1)
     words, seer = text_backbone(text), media_backbone(media, clips=clips)
-    words, seer = words.pooled(pools[0]), seer.pooled(pools[1])
+    backbones = {"text": words.pooled(pools[0]), "media": seer.pooled(pools[1])}
     paths = save_clips(folder / "media") if clips else save_pictures(folder / "media")
-    texts = [TextInput(sentence) for sentence in SENTENCES]
-    shown = [VideoInput(path) if clips else ImageInput(path) for path in paths]
-    caches = []
-    for backbone, inputs in ((words, texts), (seer, shown)):
-        path = folder / f"{backbone.modality}.zarr"
-        rows = [(str(i), item) for i, item in enumerate(inputs)]
+    count = max(len(paths), len(SENTENCES))
+    examples = Captioned(
+        items=tuple(MediaItem(path.stem, path) for path in paths),
+        captions=tuple(Caption(str(i), SENTENCES[i % len(SENTENCES)]) for i in range(count)),
+        item_of=np.arange(count) * len(paths) // count,
+        item_groups=tuple(path.stem for path in paths),
+    )
+    dataset = Dataset(
+        splits={"train": examples}, config=CaptionData(train=folder / "none.csv", media=folder)
+    )
+    caches, modalities = {}, {}
+    for name, backbone in backbones.items():
+        path = folder / f"{name}.zarr"
+        rows = examples.rows(name, backbone.modality)
         extract_inputs(backbone, rows, path, store_dtype=store, block_tokens=64, force=True)
-        caches.append(Cache.open(path))
-    text_cache, media_cache = caches
-    towers = TwoTowers(
-        text=side_tower(text_cache, text=True, pooling=pooling),
-        media=side_tower(media_cache, text=False, frames=frames, pooling=pooling),
+        caches[name], modalities[name] = Cache.open(path), backbone.modality
+    taps = {name: select(cache, None, "taps") for name, cache in caches.items()}
+    model = TwoTowers(
+        text=side_tower(taps["text"], text=True, pooling=pooling),
+        media=side_tower(taps["media"], text=False, frames=frames, pooling=pooling),
         logit_scale=20.0,
     )
-    trained = TrainedTowers(
-        towers=towers.eval(),
-        text_taps=tuple(tap.name for tap in text_cache.taps),
-        media_taps=tuple(tap.name for tap in media_cache.taps),
-        texts=texts,
-        media=shown,
-        facts=Facts(metrics={"test": {"rsum": 123.4}}, data={"task": "retrieval"}),
+    system = system_of("retrieval")
+    setup = Setup(
+        system=system,
+        dataset=dataset,
+        task=system.task(dataset),
+        caches=caches,
+        taps=taps,
+        splits={"train": locate(dataset, "train", caches, modalities)},
+        device=torch.device("cpu"),
+        memo=Memo(),
     )
-    return Towers(trained, words, seer, text_cache, media_cache, paths)
+    return Towers(setup, model.eval(), backbones, paths)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def test_an_example_is_a_caption_with_its_item(pictures: Path) -> None:
     split = load(train=write_rows(pictures / "captions.csv", ROWS)).split("train")
     owners = [split.items[place].path for place in split.item_of]
     assert [given.path for given in split.inputs("media", "video")] == owners
-    assert [given.text for given in split.inputs("text", "text")] == [c.text for c in split.captions]
+    texts = [given.text for given in split.inputs("text", "text")]
+    assert texts == [caption.text for caption in split.captions]
     assert len(split) == len(split.captions) == split.counts["captions"]
     assert split.counts["items"] == len(split.items)
 
@@ -363,3 +365,22 @@ def test_published_protocols_are_defaults() -> None:
 
 
 # --- docu
+
+
+# --- documentation
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs/retrieval.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    rows = [row | {"concept": row["image"]} for row in ROWS]
+    folder = touch(tmp_path / "emoji", *(f"p{i}.png" for i in range(20)))
+    write_rows(folder / "captions.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "load_dataset(" in block or "rank_all(" in block:
+            exec(compile(block, page.name, "exec"), names)  # the page's own code
+    assert len(names["data"].splits) == 3
+    assert names["ranks"].text_to_media.tolist() == [0, 0, 1]
+    assert names["ranks"].media_to_text.tolist() == [0, 0]

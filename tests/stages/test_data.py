@@ -92,9 +92,9 @@ def test_regression_and_pairs(tmp_path: Path) -> None:
     assert apart.split("train").towers == ("first", "second")
     first = examples(apart, "train")[0]
     assert first.inputs == (TextInput("x " + first.id[6:]), TextInput("y " + first.id[6:]))
-    for tower, end, given in zip(("first", "second"), "ab", first.inputs, strict=True):
+    for tower, end, text in zip(("first", "second"), "ab", first.inputs, strict=True):
         rows = apart.split("train").rows(tower, "text")
-        assert rows[0] == (f"{first.id}#{end}", given)
+        assert rows[0] == (f"{first.id}#{end}", text)
     only = joint.split("train")
     assert only.rows("text", "text")[0] == (only.examples[0].id, only.examples[0].inputs[0])
     assert examples(joint, "train")[0].inputs == (

@@ -200,8 +200,8 @@ def test_odd_files_are_counted(rows: Rows, tmp_path: Path) -> None:
 def test_a_file_that_changes_during_the_run_is_named_and_shards_are_kept(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.layout.shard_blocks", lambda *_: 1)
-    monkeypatch.setattr("cache.layout.slot_limit", lambda *_: 1)
+    monkeypatch.setattr("cache.format.layout.shard_blocks", lambda *_: 1)
+    monkeypatch.setattr("cache.format.layout.slot_limit", lambda *_: 1)
     monkeypatch.setattr(feeding, "threads", lambda: 1)
     whole = extract_inputs(make(taps=["*2"]), rows, tmp_path / "whole")
     assert whole.shards == whole.samples

@@ -230,7 +230,7 @@ def test_the_whole_way_from_pooled_states(folder: Path, tmp_path: Path) -> None:
         "lr": 1e-2,
         "device": "cpu",
     }
-    with pytest.raises(ConfigError, match="one vector a text"):
+    with pytest.raises(ConfigError, match="one vector an input"):
         train(train_config(settings | {"token_drop": 0.1, "out": tmp_path / "no"}))
     train(train_config(settings))
     found = evaluate(EvaluateConfig(run=tmp_path / "run", split="test"))

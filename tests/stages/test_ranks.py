@@ -1,8 +1,9 @@
-"""Retrieval metrics: hand-worked cases, a naive version, folds, ties, intervals, and memory."""
+"""Ranks of a retrieval: hand-worked cases, a naive version, folds, ties, intervals, and memory."""
 
 import subprocess
 import sys
 from itertools import combinations, permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.retrieval.metrics import (
+from pipeline.reading.captioned.dataset import Captioned
+from pipeline.reading.captioned.gather import Caption, MediaItem
+from pipeline.tasks.metrics import Interval, bootstrap
+from pipeline.tasks.ranking import RankedSplit, Ranking
+from pipeline.tasks.ranks import (
     EmbeddingError,
     Ranks,
-    bootstrap,
     chance,
     folded,
     rank_all,
     summarize,
 )
+from unipt import Outputs
 
 
 def ranks_of(scores: list[list[float]], item_of: list[int], **options: Any) -> tuple[list, list]:
@@ -187,19 +192,31 @@ def test_what_cannot_be_ranked_is_refused(change, message):
         folded(**values, folds=3)
 
 
+def captioned(item_of: np.ndarray) -> Captioned:
+    items = tuple(MediaItem(f"item {n}", Path(f"{n}.png")) for n in range(item_of.max() + 1))
+    captions = tuple(Caption(f"caption {n}", f"text {n}") for n in range(len(item_of)))
+    return Captioned(items, captions, item_of, tuple(item.id for item in items), "test")
+
+
+def intervals(ranks: Ranks, item_of: np.ndarray, **options: Any) -> dict[str, Interval]:
+    nothing = Outputs({})
+    judged = RankedSplit(captioned(item_of), nothing, nothing, ranks, "captions", folds=1)
+    return bootstrap([judged], **options)
+
+
 def test_bootstrap_draws_items_with_their_captions():
     """Two items, one all right and one all wrong: the draws give 0, the share, or 1."""
     ranks = Ranks(np.array([0, 0, 0, 20]), np.array([0, 20]))
     item_of = np.array([0, 0, 0, 1])
-    result = bootstrap(ranks, item_of, resamples=400)
+    result = intervals(ranks, item_of, resamples=400)
     assert (result["t2m_r1"].value, result["m2t_r1"].value) == (75, 50)
     assert (result["t2m_r1"].low, result["t2m_r1"].high) == (0, 100)
     assert (result["rsum"].low, result["rsum"].high) == (0, 600)
     assert result["rsum"].value == summarize(ranks)["rsum"]
-    half = bootstrap(ranks, item_of, resamples=400, level=0.2)
+    half = intervals(ranks, item_of, resamples=400, level=0.2)
     assert (half["m2t_r1"].low, half["m2t_r1"].high) == (50, 50)
-    assert half == bootstrap(ranks, item_of, resamples=400, level=0.2)
-    alone = bootstrap(ranks, item_of, resamples=0)["t2m_r1"]
+    assert half == intervals(ranks, item_of, resamples=400, level=0.2)
+    alone = intervals(ranks, item_of, resamples=0)["t2m_r1"]
     assert alone.low == alone.value == alone.high == 75
 
 
@@ -207,11 +224,42 @@ def test_the_interval_narrows_with_the_items():
     def width(items: int) -> float:
         random = np.random.default_rng(0)
         ranks = Ranks(random.integers(0, 2, items), random.integers(0, 2, items))
-        interval = bootstrap(ranks, np.arange(items))["t2m_r1"]
+        interval = intervals(ranks, np.arange(items))["t2m_r1"]
         return interval.high - interval.low
 
     assert width(1000) < 0.5 * width(100)
     assert width(1000) == pytest.approx(2 * 1.96 * 100 * 0.5 / np.sqrt(1000), rel=0.15)
+
+
+@pytest.mark.parametrize("over", ["captions", "items"])
+def test_a_ranking_is_judged_by_the_protocol(over: Any) -> None:
+    """The metrics, the extras and the records are those of the ranks; drawn items weigh theirs."""
+    torch.manual_seed(2)
+    item_of = np.repeat(np.arange(6), [2, 1, 3, 1, 2, 3])
+    text, media = torch.randn(12, 4), torch.randn(6, 4)
+    confidence = torch.tensor([[0.25, 0.75]]).expand(12, 2)
+    outputs = [Outputs({"text": text}, confidence={"text": confidence}), Outputs({"media": media})]
+    judged = Ranking(m2t_over=over, folds=2).judge(outputs, captioned(item_of))
+    ranks = rank_all(text, media, item_of, m2t_over=over)
+    whole = summarize(ranks)
+    assert (len(judged), judged.unit) == (6, "items")
+    assert next(iter(judged.metrics())) == "rsum"
+    assert judged.metrics() == {k: v for k, v in whole.items() if not k.endswith("_rank")}
+    parts = folded(text, media, item_of, 2, m2t_over=over)
+    assert judged.extras() == {k: v for k, v in whole.items() if k.endswith("_rank")} | {
+        f"mean_of_2_folds_{name}": value for name, value in parts.items()
+    }
+    drawn = np.array([5, 5, 2, 0])
+    captions = np.concatenate([np.flatnonzero(item_of == item) for item in drawn])
+    some = judged.metrics(drawn)
+    assert some["t2m_r1"] == pytest.approx(100 * np.mean(ranks.text_to_media[captions] < 1))
+    assert some["m2t_r5"] == pytest.approx(100 * np.mean(ranks.media_to_text[drawn] < 5))
+    records = {name: list(rows) for name, rows in judged.records().items()}
+    assert records["predictions"][4] == {
+        "id": "caption 4", "item": "item 2", "rank": ranks.text_to_media[4] + 1,
+        "confidence": [0.25, 0.75],
+    }  # fmt: skip
+    assert records["items"][3] == {"id": "item 3", "rank": ranks.media_to_text[3] + 1}
 
 
 def test_chance_is_the_mean_over_every_order():
@@ -244,7 +292,7 @@ def test_memory_is_bounded_by_the_tile():
     """16,384 x 16,384 scores are 1 GiB; ranking them may not add a tenth of that."""
     code = """
 import resource, torch
-from pipeline.retrieval.metrics import rank_all
+from pipeline.tasks.ranks import rank_all
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 text, media, own = torch.randn(16384, 4), torch.randn(16384, 4), torch.arange(16384)

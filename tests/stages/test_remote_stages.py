@@ -9,7 +9,7 @@ from stagekit import write_rows
 from tiny import save_tiny
 
 from cache import Cache, CacheUnreachable, parse_location, verify
-from cache.location import ObjectPath
+from cache.storage.location import ObjectPath
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig, extract
 from pipeline.train import train, train_config
@@ -43,7 +43,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
         )
         train(config)
         told = json.loads((tmp_path / name / "run.json").read_text())
-        assert told["config"]["cache"] == told["cache"]["path"] == place
+        assert told["config"]["cache"] == told["towers"]["text"]["cache"]["path"] == place
         metrics[name] = told["metrics"]
         evaluate(EvaluateConfig.build({"run": str(tmp_path / name), "split": "test"}))
     assert metrics["there"] == metrics["here"]
@@ -55,7 +55,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
 
 
 def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, s3_server, monkeypatch) -> None:
-    from cache import location
+    from cache.storage import location
 
     proxy = s3kit.Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3kit.environment(proxy.address)["AWS_ENDPOINT_URL"])

@@ -1,9 +1,5 @@
-"""Training two towers: it learns from every layout, repeats, resumes exactly, refuses clearly."""
+"""Training two towers: every layout, the bases, views, recipes, losses, and what it refuses."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,44 +8,52 @@ import numpy as np
 import pytest
 import torch
 from pairkit import CAPTIONS, ITEMS, LAYOUTS, pair_config, settings, write_caches, write_data
-from safetensors.torch import load_file
+from stagekit import read_lines
+from systemkit import same_weights, weights
 from torch.nn import functional as F
 
 from cache import Cache, TapSpec
 from pipeline.config import ConfigError
+from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.inputs import view_key
-from pipeline.retrieval.build import build_towers, make_pair_loader, prepare_retrieval
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.features import pooled_features
-from pipeline.retrieval.metrics import chance
-from pipeline.retrieval.samples import find_views
-from pipeline.retrieval.taps import TowerTaps
-from pipeline.retrieval.train import _hinge, train_retrieval
-from pipeline.run import Run, RunError
-from pipeline.train import TrainProgress
-from pipeline.training.checkpoint import Progress, read_checkpoint
-from pipeline.training.samples import MissingInputs
-from unipt import TwoTowers, hinge_loss
+from pipeline.run import Run
+from pipeline.systems.locate import MissingInputs, find_views
+from pipeline.systems.taps import TowerTaps
+from pipeline.systems.two_towers import TwoTowersSystem, TwoTowersTrainConfig
+from pipeline.tasks.base import Moment
+from pipeline.tasks.ranking import Matching, Ranking
+from pipeline.tasks.ranks import chance
+from pipeline.train import train
+from pipeline.training.job import make_model
+from pipeline.training.setup import make_loader, prepare
+from unipt import Outputs, TwoTowers, hinge_loss
 from unipt.bases import AnchorBase, MemoryBase
 
-ROOT = Path(__file__).parents[2]
+
+def towers(path: Path) -> TwoTowers:
+    """Return the trained towers of a run."""
+    model = Run.open(path).model()
+    assert isinstance(model, TwoTowers) and not model.training
+    return model
 
 
 def test_the_bases_are_fitted_on_the_training_split(tmp_path: Path) -> None:
     bases = {"text_base": "anchor", "text_side_weight": 0.25, "media_base": "memory"}
     values = settings(tmp_path, epochs=1, **bases)
-    config = RetrievalTrainConfig.build(values | {"embed_width": None})
-    model = Run.open(train_retrieval(config).path).towers()
-    setup = prepare_retrieval(config)
-    text, train = setup.taps["text"], setup.splits["train"]
-    samples = np.unique(train.text[:, 0]).astype(np.int64)
-    pooled = pooled_features(setup.caches["text"], text, samples, [text.anchor.name])
+    config = TwoTowersTrainConfig.build(values | {"embed_width": None})
+    model = towers(train(config).path)
+    setup = prepare(config)
+    text, located = setup.taps["text"], setup.splits["train"]
+    samples = np.unique(located.clean["text"]).astype(np.int64)
+    read = setup.caches["text"].read(samples, (text.anchor.name,))[text.anchor.name]
+    lengths = setup.caches["text"].lengths["tokens"][samples].tolist()
+    pooled = torch.stack([rows.float().mean(0) for rows in torch.split(read, lengths)])
     assert model.text.side_weight == 0.25
     assert isinstance(model.text.base, AnchorBase)
     assert torch.allclose(model.text.base.center, pooled.mean(0), atol=1e-5)
     assert model.text.out_width == model.media.out_width == text.anchor.shape[0]
     assert isinstance(model.media.base, MemoryBase)
-    assert len(model.media.base.keys) == len(np.unique(train.media[:, 0]))
+    assert len(model.media.base.keys) == len(np.unique(located.clean["media"]))
     assert model.media.base.values.abs().sum() > 0
 
 
@@ -57,23 +61,14 @@ def test_a_memory_has_keys_at_most(tmp_path: Path) -> None:
     values = settings(
         tmp_path, epochs=1, text_base="anchor", media_base="memory", memory_keys=3
     ) | {"embed_width": None}
-    model = Run.open(train_retrieval(RetrievalTrainConfig.build(values)).path).towers()
+    model = towers(train(TwoTowersTrainConfig.build(values)).path)
     assert isinstance(model.media.base, MemoryBase)
     assert model.media.base.keys.shape[0] == 3
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    a, b = (load_file(path / "model.safetensors") for path in (first, second))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def by_chance(config: RetrievalTrainConfig, split: str = "test") -> dict[str, float]:
+def by_chance(config: TwoTowersTrainConfig, split: str = "test") -> dict[str, float]:
     """Expected metrics of a random order of this split's candidates."""
-    return chance(prepare_retrieval(config).splits[split].split.item_of)
+    return chance(prepare(config).splits[split].examples.item_of)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -81,15 +76,15 @@ def test_every_layout_learns_what_unseen_items_show(tmp_path: Path, layout: str)
     text = "clip" if layout == "clip" else "tokens"
     extras = {"epochs": 20} if layout in ("clip", "vector") else {}
     config = pair_config(tmp_path, layout, text=text, **extras)
-    result = train_retrieval(config)
+    result = train(config)
     random = by_chance(config)
     assert result.metrics["test"]["rsum"] > 1.5 * random["rsum"]
-    assert result.metrics["test"]["t2m_mean_rank"] < 0.75 * random["t2m_mean_rank"]
+    ranks = evaluate(EvaluateConfig(run=result.path, resamples=0, device="cpu")).extras
+    assert ranks["t2m_mean_rank"] < 0.75 * random["t2m_mean_rank"]
     run = Run.open(result.path)
-    assert run.kind == "retrieval"
-    assert run.tower_taps("media") == tuple(LAYOUTS[layout][1])
-    model = run.model()
-    assert isinstance(model, TwoTowers) and not model.training
+    assert run.task == "retrieval"
+    assert run.towers["media"].taps == tuple(LAYOUTS[layout][1])
+    model = towers(result.path)
     assert sum(p.numel() for p in model.parameters()) == result.parameters
     expected = {"clip": ("none", "first"), "map": ("mean", "first")}.get(layout, ("mean", "first"))
     assert (model.media.config["pooling"], model.media.config["position"]) == expected
@@ -97,7 +92,7 @@ def test_every_layout_learns_what_unseen_items_show(tmp_path: Path, layout: str)
 
 
 def test_a_run_tells_ranks_and_confidences(tmp_path: Path) -> None:
-    result = train_retrieval(pair_config(tmp_path, epochs=2))
+    result = train(pair_config(tmp_path, epochs=2))
     run = Run.open(result.path)
     captions = read_lines(result.path / "predictions_test.jsonl")
     items = read_lines(result.path / "items_test.jsonl")
@@ -106,87 +101,31 @@ def test_a_run_tells_ranks_and_confidences(tmp_path: Path) -> None:
     assert len(captions) == CAPTIONS * len(items)
     ranks = np.array([record["rank"] for record in captions])
     assert 100 * np.mean(ranks <= 5) == pytest.approx(result.metrics["test"]["t2m_r5"])
-    assert np.median(ranks) == result.metrics["test"]["t2m_median_rank"]
+    extras = evaluate(EvaluateConfig(run=result.path, resamples=0, device="cpu")).extras
+    assert np.median(ranks) == extras["t2m_median_rank"]
     ranks = np.array([record["rank"] for record in items])
     assert 100 * np.mean(ranks <= 5) == pytest.approx(result.metrics["test"]["m2t_r5"])
     assert {record["item"] for record in captions} == {record["id"] for record in items}
     for records, layers in ((captions, 2), (items, 1)):
         assert all(len(record["confidence"]) == layers for record in records)
         assert all(abs(sum(record["confidence"]) - 1) < 1e-5 for record in records)
-    towers = run.info["towers"]
-    for name in ("text", "media"):
-        cache = Cache.open(towers[name]["cache"]["path"])
-        assert towers[name]["cache"]["digest"] == cache.fingerprint.digest
-    with pytest.raises(RunError, match="kind retrieval, which has no classifier"):
-        run.classifier()
-
-
-EXTRAS: dict[str, Any] = {
-    "text_noise": 0.1,
-    "media_noise": 0.1,
-    "text_drop": 0.2,
-    "media_drop": 0.2,
-    "dropout": 0.3,
-    "ema": 0.9,
-    "learn_scale": True,
-    "epochs": 3,
-}
-
-
-def test_the_same_seed_repeats_bit_for_bit(tmp_path: Path) -> None:
-    before = torch.get_rng_state()
-    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_retrieval(pair_config(tmp_path, out=out, seed=seed, **EXTRAS))
-    assert torch.equal(before, torch.get_rng_state())
-    assert same_weights(tmp_path / "a", tmp_path / "b")
-    assert not same_weights(tmp_path / "a", tmp_path / "c")
-
-
-@pytest.mark.parametrize("loss", ["infonce", "hinge"])
-def test_an_interruption_changes_nothing(tmp_path: Path, loss: str) -> None:
-    write_data(tmp_path)
-    write_caches(tmp_path, views=2)
-    extras = EXTRAS | {"loss": loss, "learn_scale": loss == "infonce", "checkpoint_steps": 3}
-    train_retrieval(pair_config(tmp_path, out="whole", **extras))
-
-    def stop(now: TrainProgress) -> None:
-        if (now.epoch, now.batch) == (2, 3):
-            raise KeyboardInterrupt
-
-    config = pair_config(tmp_path, out="cut", **extras)
-    with pytest.raises(KeyboardInterrupt):
-        train_retrieval(config, stop)
-    now = read_checkpoint(tmp_path / "cut" / "checkpoint.pt")["progress"]
-    assert (now["epoch"], now["batch"], now["step"]) == (1, 2, 6)
-    resumed: list[TrainProgress] = []
-    train_retrieval(config, resumed.append)
-    assert (resumed[0].epoch, resumed[0].batch) == (2, 3)
-    assert same_weights(tmp_path / "whole", tmp_path / "cut")
-    curves = [read_lines(tmp_path / out / "metrics.jsonl") for out in ("whole", "cut")]
-    assert [r["loss"] for r in curves[0]] == [r["loss"] for r in curves[1]]
-    assert train_retrieval(config).reused
-    with pytest.raises(RunError, match="finished run of another configuration"):
-        train_retrieval(pair_config(tmp_path, out="cut", **extras | {"lr": 1e-4}))
-
-
-def test_the_tier_changes_nothing(tmp_path: Path) -> None:
-    for tier in ("host", "disk"):
-        result = train_retrieval(pair_config(tmp_path, "map", out=tier, tier=tier, epochs=2))
-        assert result.tier.startswith(tier)
-    assert same_weights(tmp_path / "host", tmp_path / "disk")
+    for tower in run.towers.values():
+        cache = Cache.open(tower.cache["path"])
+        assert tower.cache["digest"] == cache.fingerprint.digest
 
 
 def test_one_tap_is_anchor_and_target_both(tmp_path: Path) -> None:
     single = {"text_taps": ["layer.2"], "media_taps": ["block.1"]}
     config = pair_config(tmp_path, out="last", **single)
-    model = build_towers(config, prepare_retrieval(config))
+    model = make_model(config, prepare(config))
+    assert isinstance(model, TwoTowers)
     assert model.text.side.widths == (8,)
     assert model.media.config["side"]["anchor_width"] == 8
-    last = train_retrieval(config).metrics["test"]["rsum"]
-    everything = train_retrieval(pair_config(tmp_path, out="all")).metrics["test"]["rsum"]
+    last = train(config).metrics["test"]["rsum"]
+    everything = train(pair_config(tmp_path, out="all")).metrics["test"]["rsum"]
     assert everything > 1.3 * last  # neither of these taps shows anything
     seen = {"text_taps": ["layer.1"], "media_taps": ["block.0"]}
-    shown = train_retrieval(pair_config(tmp_path, out="shown", **seen)).metrics["test"]["rsum"]
+    shown = train(pair_config(tmp_path, out="shown", **seen)).metrics["test"]["rsum"]
     assert shown > 1.3 * last
     records = read_lines(tmp_path / "last" / "predictions_test.jsonl")
     assert all(record["confidence"] == [1.0] for record in records)
@@ -197,17 +136,15 @@ def test_one_tap_of_any_kind_trains(tmp_path: Path, layout: str) -> None:
     last = list(LAYOUTS[layout][1])[-1]
     text = "clip" if layout == "clip" else "tokens"
     taps = {"media_taps": [last], "text_taps": ["projected" if text == "clip" else "layer.1"]}
-    result = train_retrieval(
-        pair_config(tmp_path, layout, text=text, epochs=1, embed_width=6, **taps)
-    )
-    assert Run.open(result.path).tower_taps("media") == (last,)
+    result = train(pair_config(tmp_path, layout, text=text, epochs=1, embed_width=6, **taps))
+    assert Run.open(result.path).towers["media"].taps == (last,)
 
 
 def test_a_memory_of_one_tap_trains(tmp_path: Path) -> None:
     bases = {"text_base": "anchor", "media_base": "memory", "memory_keys": 4}
     taps = {"media_taps": ["block.1"], "text_taps": ["layer.1"]}
     values = settings(tmp_path, epochs=1, **bases, **taps) | {"embed_width": None}
-    model = Run.open(train_retrieval(RetrievalTrainConfig.build(values)).path).towers()
+    model = towers(train(TwoTowersTrainConfig.build(values)).path)
     assert isinstance(model.media.base, MemoryBase)
     first, second = model.media.base.keys.chunk(2, 1)  # the tap as target, and as anchor
     assert torch.equal(first, second)
@@ -216,16 +153,18 @@ def test_a_memory_of_one_tap_trains(tmp_path: Path) -> None:
 def test_views_are_drawn_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
     write_data(tmp_path)
     write_caches(tmp_path, views=3)
-    setup = prepare_retrieval(pair_config(tmp_path))
+    setup = prepare(pair_config(tmp_path))
     located = setup.splits["train"]
-    assert (located.text.shape[1], located.media.shape[1]) == (3, 3)
-    assert setup.splits["dev"].media.shape[1] == 1
-    samples = np.unique(np.concatenate([located.media, located.text[: len(located.media)]]))
-    assert len(samples) > 3 * len(located.media) / 2
-    clean = prepare_retrieval(pair_config(tmp_path, views=1)).splits["train"]
-    assert np.array_equal(clean.media[:, 0], located.media[:, 0])
+    assert [each.shape[1] for each in located.samples.values()] == [3, 3]
+    assert [each.shape[1] for each in setup.splits["dev"].samples.values()] == [1, 1]
+    for found in located.samples.values():
+        assert len(np.unique(found)) == 3 * len(np.unique(found[:, 0]))
+    clean = prepare(pair_config(tmp_path, views=1)).splits["train"]
+    for tower, found in clean.samples.items():
+        assert found.shape[1] == 1
+        assert np.array_equal(found[:, 0], located.clean[tower])
     for out, views in (("clean", 1), ("several", None)):
-        train_retrieval(pair_config(tmp_path, out=out, views=views, epochs=2))
+        train(pair_config(tmp_path, out=out, views=views, epochs=2))
     assert not same_weights(tmp_path / "clean", tmp_path / "several")
 
 
@@ -239,20 +178,23 @@ def test_an_input_without_cached_views_stands_for_its_own_views() -> None:
         def find(self, keys: Any) -> Any:
             return np.array([known.get(key.tobytes(), -1) for key in keys])
 
-    found = find_views(Views(), [b"a" * 16, b"b" * 16, b"c" * 16])  # type: ignore[arg-type]
+    keys = np.frombuffer(b"a" * 16 + b"b" * 16 + b"c" * 16, np.uint8).reshape(3, 16)
+    found = find_views(Views(), keys)  # type: ignore[arg-type]
     assert found.tolist() == [[3, 5], [7, 7], [-1, -1]]
 
 
 def test_an_example_is_a_caption_with_its_own_item(tmp_path: Path) -> None:
     config = pair_config(tmp_path)
-    setup = prepare_retrieval(config)
+    setup = prepare(config)
     located = setup.splits["train"]
-    loader = make_pair_loader(config, setup)
+    loader = make_loader(config, setup)
     batch = next(loader.epoch(0))
-    owner = located.media[located.split.item_of[batch.index.numpy()], 0]
+    owner = located.clean["media"][batch.index.numpy()]
+    first = located.examples.first_of[located.examples.item_of[batch.index.numpy()]]
+    assert np.array_equal(owner, located.clean["media"][first])
     read = setup.caches["media"].read(owner, ("block.0",))["block.0"]
     assert torch.equal(batch.parts["media"].states["block.0"], read)
-    texts = located.text[batch.index.numpy(), 0]
+    texts = located.clean["text"][batch.index.numpy()]
     lengths = setup.caches["text"].lengths["tokens"][texts]
     assert torch.equal(
         batch.parts["text"].offsets["tokens"][1:], torch.from_numpy(lengths).cumsum(0)
@@ -275,18 +217,18 @@ def test_an_example_is_a_caption_with_its_own_item(tmp_path: Path) -> None:
 )
 def test_options_learn(tmp_path: Path, layout: str, changes: dict[str, Any]) -> None:
     config = pair_config(tmp_path, layout, **changes)
-    result = train_retrieval(config)
+    result = train(config)
     assert result.metrics["test"]["rsum"] > 1.3 * by_chance(config)["rsum"]
 
 
 def test_gradients_flow_into_every_trained_number(tmp_path: Path) -> None:
     for layout, text in (("map", "tokens"), ("clip", "clip")):
         config = pair_config(tmp_path, layout, text=text, epochs=1, text_pooling="gpo")
-        setup = prepare_retrieval(config)
+        setup = prepare(config)
         torch.manual_seed(config.seed)
-        before = build_towers(config, setup).state_dict()
-        train_retrieval(pair_config(tmp_path, layout, text=text, epochs=1, text_pooling="gpo"))
-        after = load_file(tmp_path / "run" / "model.safetensors")
+        before = setup.system.build(config, setup).state_dict()
+        train(pair_config(tmp_path, layout, text=text, epochs=1, text_pooling="gpo"))
+        after = weights(tmp_path / "run")
         still = {name for name in after if torch.equal(after[name], before[name])}
         free = {"log_scale"} | {name for name in after if "bias" in name and "gate" in name}
         assert still <= free  # a gate's bias cannot change a softmax
@@ -294,12 +236,12 @@ def test_gradients_flow_into_every_trained_number(tmp_path: Path) -> None:
         (tmp_path / "run" / "checkpoint.pt").unlink()
 
 
-def test_statistics_are_those_of_the_training_states(tmp_path: Path) -> None:
-    train_retrieval(pair_config(tmp_path, "map", epochs=1))
+def test_statistics_of_maps_are_those_of_the_training_states(tmp_path: Path) -> None:
+    train(pair_config(tmp_path, "map", epochs=1))
     config = pair_config(tmp_path, "map")
-    setup = prepare_retrieval(config)
-    model = Run.open(tmp_path / "run").towers()
-    text, media = setup.splits["train"].text[:, 0], setup.splits["train"].media[:, 0]
+    setup = prepare(config)
+    model = towers(tmp_path / "run")
+    text, media = (setup.splits["train"].clean[name] for name in ("text", "media"))
     states = setup.caches["text"].read(np.unique(text), ("layer.0",))["layer.0"].double()
     mean = model.text.side.target_down.linear.get_buffer("mean_8")[0]
     torch.testing.assert_close(mean.double(), states.mean(0), atol=1e-5, rtol=1e-5)
@@ -310,10 +252,10 @@ def test_statistics_are_those_of_the_training_states(tmp_path: Path) -> None:
 
 
 def test_recipes_are_the_published_settings_and_options_win(tmp_path: Path) -> None:
-    def values(recipe: str, **changes: Any) -> RetrievalTrainConfig:
+    def values(recipe: str, **changes: Any) -> TwoTowersTrainConfig:
         given = settings(tmp_path)
         kept = {k: given[k] for k in ("data", "text_cache", "media_cache", "out")}
-        return RetrievalTrainConfig.build(kept | {"recipe": recipe} | changes)
+        return TwoTowersTrainConfig.build(kept | {"recipe": recipe} | changes)
 
     vse = values("vse_infinity")
     assert (vse.batch_size, vse.epochs, vse.lr, vse.clip) == (112, 25, 5e-4, 2.0)
@@ -326,7 +268,7 @@ def test_recipes_are_the_published_settings_and_options_win(tmp_path: Path) -> N
     assert (clip.loss, clip.logit_scale, clip.learn_scale) == ("infonce", 100.0, False)
     own = values("vse_infinity", epochs=3)
     assert (own.epochs, own.batch_size) == (3, 112)
-    assert RetrievalTrainConfig.build(own.model_dump(mode="json")) == own
+    assert TwoTowersTrainConfig.build(own.model_dump(mode="json")) == own
     with pytest.raises(ConfigError, match="recipe: Input should be 'default', 'vse_infinity'"):
         values("vse")
 
@@ -343,10 +285,12 @@ def test_the_recipes_have_the_published_parameter_counts(tmp_path: Path) -> None
 
     def count(recipe: str, setup: Any) -> float:
         places = {"text_cache": tmp_path, "media_cache": tmp_path, "out": tmp_path}
-        config = RetrievalTrainConfig.build(
+        config = TwoTowersTrainConfig.build(
             {"recipe": recipe, "data": {"train": tmp_path / "captions.csv"}} | places
         )
-        return round(sum(p.numel() for p in build_towers(config, setup).parameters()) / 1e6, 1)
+        return round(
+            sum(p.numel() for p in TwoTowersSystem().build(config, setup).parameters()) / 1e6, 1
+        )
 
     bert = tuple(tap(f"layer.{i}", "tokens", 768) for i in range(13))
     sizes = ((256, 128, 128), (512, 64, 64), (1024, 32, 32), (2048, 16, 16))
@@ -361,13 +305,14 @@ def test_the_recipes_have_the_published_parameter_counts(tmp_path: Path) -> None
 
 
 def test_the_hinge_follows_the_published_schedule(tmp_path: Path) -> None:
-    config = pair_config(tmp_path, loss="hinge")
+    task = prepare(pair_config(tmp_path, loss="hinge")).task
+    assert isinstance(task, Ranking)
     media, text = (F.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
     every, hardest = (hinge_loss(media, text, negatives=kind) for kind in ("all", "hardest"))
 
     def at(epoch: int, batch: int) -> float:
-        now = Progress(epoch=epoch, batch=batch)
-        return _hinge(config, media, text, ignore=None, now=now, batches=8).item()
+        outputs = Outputs({"media": media, "text": text})
+        return task.loss(outputs, Matching(None), Moment(epoch, batch, 8)).item()
 
     assert [at(0, 0), at(0, 7)] == [every.item()] * 2
     assert [at(1, 0), at(1, 2)] == pytest.approx([0.0, hardest.item() / 4])
@@ -394,13 +339,16 @@ def test_bad_options_are_explained(tmp_path: Path) -> None:
         ({"text_options": {"out_width": 3}}, "have 3 features, the media tower's 16"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_retrieval(pair_config(tmp_path, **changes))
+            train(pair_config(tmp_path, **changes))
     given = settings(tmp_path)
     swapped = {"text_cache": given["media_cache"], "media_cache": given["text_cache"]}
-    with pytest.raises(ConfigError, match="grid taps, which are no text's; did text_cache and"):
-        train_retrieval(pair_config(tmp_path, **swapped))
-    with pytest.raises(ConfigError, match="maps have none"):
-        train_retrieval(pair_config(tmp_path, "map", media_drop=0.1))
+    with pytest.raises(
+        ConfigError,
+        match=r"holds grid taps, and this tower reads text .*did two caches change places",
+    ):
+        train(pair_config(tmp_path, **swapped))
+    with pytest.raises(ConfigError, match="one map an input; leave the drop at 0"):
+        train(pair_config(tmp_path, "map", media_drop=0.1))
     assert not (tmp_path / "run").exists()
 
 
@@ -411,18 +359,25 @@ def test_missing_items_are_counted_or_left_out_if_asked(tmp_path: Path) -> None:
         (tmp_path / f"{number:03}.png").write_bytes(b"new %d" % number)
         with file.open("a") as lines:
             lines.write(f"{number:03}.png,thing 0 number 0\n")
-    with pytest.raises(MissingInputs, match=r"items of the split .* are not in the cache") as error:
-        train_retrieval(config)
+    with pytest.raises(
+        MissingInputs, match=r"\d of \d+ inputs of the split .* are not in the cache"
+    ) as error:
+        train(config)
     assert "bad_media: skip" in str(error.value)
     assert not (tmp_path / "run").exists()
     data = settings(tmp_path)["data"] | {"bad_media": "skip"}
-    result = train_retrieval(pair_config(tmp_path, epochs=1, data=data))
+    result = train(pair_config(tmp_path, epochs=1, data=data))
     examples = Run.open(result.path).info["examples"]
     assert sum(split["items"] for split in examples.values()) == ITEMS
-    with file.open("a") as lines:
-        lines.write("000.png,a caption nobody cached\n")
-    with pytest.raises(MissingInputs, match=r"1 of .* captions .*'a caption nobody cached'"):
-        train_retrieval(pair_config(tmp_path, out="other", epochs=1, data=data))
+    known = file.read_text()
+    file.write_text(known + "000.png,a caption nobody cached\n")
+    with pytest.raises(MissingInputs, match=r"1 of .* inputs .*'a caption nobody cached'"):
+        train(pair_config(tmp_path, out="other", epochs=1, data=data))
+    file.write_text(known)
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"changed " + path.read_bytes())
+    with pytest.raises(MissingInputs, match=r"(\d+) of \1 inputs of the split 'train'"):
+        train(pair_config(tmp_path, out="other", epochs=1, data=data))  # none would be left
 
 
 def test_equal_items_and_captions_are_no_negatives(tmp_path: Path) -> None:
@@ -431,28 +386,7 @@ def test_equal_items_and_captions_are_no_negatives(tmp_path: Path) -> None:
     rows = [f"{item:03}.png,thing 0 number 0" for item in range(12)]
     (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *rows]) + "\n")
     write_caches(tmp_path, items=12, captions=1)
-    train_retrieval(pair_config(tmp_path, epochs=1))
+    train(pair_config(tmp_path, epochs=1))
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["loss"] == 0.0
-    train_retrieval(pair_config(tmp_path, out="plain", epochs=1, mask_positives=False))
+    train(pair_config(tmp_path, out="plain", epochs=1, mask_positives=False))
     assert read_lines(tmp_path / "plain" / "metrics.jsonl")[0]["loss"] > 0.1
-
-
-def test_training_never_imports_transformers(tmp_path: Path) -> None:
-    code = (
-        "import json, sys\n"
-        "sys.modules['transformers'] = None\n"
-        "from pipeline.retrieval.train import RetrievalTrainConfig, train_retrieval\n"
-        "from pipeline.evaluate import EvaluateConfig, evaluate\n"
-        "from pipeline.retrieval.ridge import ridge\n"
-        "config = RetrievalTrainConfig.build(json.loads(sys.argv[1]))\n"
-        "train_retrieval(config); evaluate(EvaluateConfig(run=config.out, resamples=2))\n"
-        "ridge(config, 'last', resamples=2)\n"
-        "assert sys.modules['transformers'] is None\n"
-        "assert not {'PIL', 'av', 'torchvision', 'timm'} & sys.modules.keys()\n"
-    )
-    command = [sys.executable, "-c", code, json.dumps(settings(tmp_path, epochs=1))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -54,9 +54,7 @@ def test_packed_equals_padded(pooling: str, segments: int) -> None:
     wide, narrow = (model(towers(segments, make)) for make in (padded, packed))
     assert wide.values["logits"].shape == (4, 2)
     assert wide.confidence["first"].shape == (4, 3)
-    torch.testing.assert_close(
-        narrow.values["logits"], wide.values["logits"], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(narrow.values["logits"], wide.values["logits"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(narrow.confidence["first"], wide.confidence["first"])
 
 
@@ -248,6 +246,13 @@ def test_recorder_under_export() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def cast_to(dtype: torch.dtype, given: dict[str, States]) -> dict[str, States]:
+    return {
+        name: each._replace(states={tap: state.to(dtype) for tap, state in each.states.items()})
+        for name, each in given.items()
+    }
+
+
 @pytest.mark.parametrize("segments", [1, 2])
 def test_a_memory_is_added_to_the_head(segments: int) -> None:
     model = build(segments=segments, memory=5)
@@ -273,10 +278,7 @@ def test_a_memory_is_added_to_the_head(segments: int) -> None:
     torch.testing.assert_close(model(given).confidence["first"], plain(given).confidence["first"])
     flat = towers(segments, packed)
     torch.testing.assert_close(model(flat).values["logits"], whole)
-    low = {n: s._replace(states={t: x.half() for t, x in s.states.items()}) for n, s in flat.items()}
-    same = {
-        n: s._replace(states={t: x.float() for t, x in s.states.items()}) for n, s in low.items()
-    }
+    low, same = cast_to(torch.half, flat), cast_to(torch.float, cast_to(torch.half, flat))
     # means are taken in float32
     torch.testing.assert_close(model(low).values["logits"], model(same).values["logits"])
     bare = {n: s._replace(masks={}) for n, s in given.items()}

@@ -1,4 +1,4 @@
-"""What goes into a side model: taps of one shape are one tensor, without a copy where they lie so."""
+"""What goes into a side model: taps of one shape are one tensor, not copied where they lie so."""
 
 import pytest
 import torch
