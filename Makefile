@@ -30,7 +30,7 @@ help:
 $(DEMO_ENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
 	$(DEMO_ENV)/bin/python $(PIP) torch
-	$(DEMO_ENV)/bin/python $(PIP) --editable '.[plot]'
+	$(DEMO_ENV)/bin/python $(PIP) --editable '.[extract,plot]'
 	@touch $@
 
 $(TEST_ENV)/ready: pyproject.toml constraints.txt
@@ -47,7 +47,7 @@ demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/python cli.py demo --out $(DEMO_DIR)
 
 demo-retrieval: $(DEMO_ENV)/ready
-	command -v npm > /dev/null || $(DEMO_ENV)/bin/python $(PIP) --editable '.[plot,npm]'
+	command -v npm > /dev/null || $(DEMO_ENV)/bin/python $(PIP) --editable '.[extract,plot,npm]'
 	$(DEMO_ENV)/bin/python cli.py demo-retrieval --out $(DEMO_DIR)
 
 test: $(TEST_ENV)/ready

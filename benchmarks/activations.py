@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cache import Cache, CacheWriter, Fingerprint, ShardBuffer, TapSpec
-from cache.spec import Ints
+from cache.format.spec import Ints
 
 TAPS, WIDTH = 13, 768
 _POOL = 4096

@@ -36,7 +36,7 @@ from benchmarks.common import report
 from benchmarks.sentences import WORK
 from benchmarks.weights import distilbert, mpnet
 from cache import Cache
-from cache.spec import StorageType
+from cache.format.spec import StorageType
 from pipeline.backbones.quiet import quiet_transformers
 from pipeline.data import DataConfig, load_dataset
 from pipeline.demo.assets import empty_folder, minilm

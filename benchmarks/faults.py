@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import fuzz
 from benchmarks.common import report
-from cache import Cache, CacheError, CacheWriter, Fingerprint, append, convert, gc, merge, verify
+from cache import Cache, CacheError, CacheWriter, Fingerprint, convert, gc, merge, verify
 
 Fault = Callable[[Path], tuple[str, bool]]
 FAULTS: dict[str, Fault] = {}
@@ -123,7 +123,7 @@ RUN = """
 import sys
 from pathlib import Path
 from benchmarks import fuzz, faults
-from cache import append, convert, gc, merge
+from cache import convert, gc, merge
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 {code}
@@ -154,7 +154,7 @@ def killed(name: str, code: str, times: int = 5) -> None:
     """Register a command that is killed at random moments, then run to its end."""
 
     def run(folder: Path) -> tuple[str, bool]:
-        space = {"fuzz": fuzz, "append": append, "convert": convert, "gc": gc, "merge": merge}
+        space = {"fuzz": fuzz, "convert": convert, "gc": gc, "merge": merge}
         whole, broken = folder / "whole", folder / "broken"
         for each in (whole, broken):
             sources(each)
@@ -183,7 +183,6 @@ def _shards(path: Path) -> str:
 
 killed("the writer", "fuzz.make(folder / 'out')")
 killed("merge", "merge([folder / 'a', folder / 'b'], folder / 'out')")
-killed("append", "append(folder / 'a', [folder / 'b'], folder / 'out')")
 killed("convert", "convert(folder / 'a', folder / 'out', dtype='float32', block_tokens=15)")
 killed("gc", "(folder / 'a/ledger.jsonl.partial').touch(); gc(folder, delete=True)", 3)
 

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from cache import Cache, CacheError, CacheWriter, Fingerprint, TapSpec, gc, info, ls, verify
-from cache.files import crc32c, with_crc
-from cache.fingerprint import digest
-from cache.ledger import Entry, read_ledger
-from cache.spec import StorageTypes
+from cache.format.checksum import crc32c, with_crc
+from cache.format.fingerprint import digest
+from cache.format.ledger import Entry
+from cache.format.manifest import config_of
+from cache.format.spec import StorageTypes
+from cache.storage.records import read_ledger
 
 LENGTHS = np.random.default_rng(0).integers(1, 12, 24)
 TAPS = (
@@ -181,6 +183,7 @@ def forge(path: Path) -> None:
     for file in (path / "index").rglob("*"):
         if file.is_file() and file.name != "zarr.json":
             file.write_bytes(with_crc(file.read_bytes()[:-4]))
+    config = ""
     try:
         root = json.loads((path / "zarr.json").read_bytes())
         crcs = root["attributes"]["unipt_cache"]["index_crc32c"]
@@ -189,9 +192,9 @@ def forge(path: Path) -> None:
                 if file.is_file():
                     crcs[name] = f"{crc32c(file.read_bytes()[:-4]):08x}"
         (path / "zarr.json").write_text(json.dumps(root, indent=2))
+        config = config_of(root["attributes"]["unipt_cache"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    config = digest((path / "zarr.json").read_bytes())
     lines = b""
     for shard, entry in sorted(read_ledger(path / "ledger.jsonl", tolerant=True).items()):
         lines += Entry(

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache, Loader
-from cache.spec import Ints
+from cache.format.spec import Ints
 
 BATCH = 32
 WINDOW = 340
@@ -56,24 +56,16 @@ class _ZarrReader:
     """Stands in for a cache's own reader of chunks: zarr-python reads the block."""
 
     requests = None
-    at_once = 1
 
     def __init__(self, cache: Cache) -> None:
         (self.stack,) = cache.geometry.stacks
         self._array: Any = zarr.open_array(cache.path / "activations" / self.stack.name, mode="r")
 
-    def read_block(
-        self,
-        block: int,
-        taps: list[int],
-        into: list[np.ndarray[Any, Any]],
-        done: Callable[[slice], None],
-    ) -> None:
+    def read_block(self, block: int, taps: list[int], into: list[np.ndarray[Any, Any]]) -> None:
         """Read some taps of a block into memory, as `ChunkReader` does."""
         values = self._array[block, taps[0] : taps[-1] + 1]
-        for number, (target, value) in enumerate(zip(into, values, strict=True)):
+        for target, value in zip(into, values, strict=True):
             target[:] = value.reshape(-1).view(np.uint8)
-            done(slice(number, number + 1))
 
 
 def loader_epochs(cache: Cache, samples: Ints, tier: str, *, by_zarr: bool = False) -> Epochs:
@@ -81,11 +73,11 @@ def loader_epochs(cache: Cache, samples: Ints, tier: str, *, by_zarr: bool = Fal
     options: dict[str, Any] = {"tier": tier, "threads": 1 if by_zarr else None}
     loader = Loader(cache, samples, taps=None, batch_size=BATCH, seed=0, **options)
     (feed,) = loader.joint.feeds.values()
-    if feed.streams != (tier == "disk"):
+    (store,) = feed._stores
+    if (store.capacity < cache.geometry.n_blocks) != (tier == "disk"):
         raise RuntimeError("so few samples are held in memory by the disk tier: take more")
     if by_zarr:  # zarr-python has threads of its own
-        for lane in feed._lanes:
-            lane.channels[0].reader = _ZarrReader(cache)  # type: ignore[assignment]
+        store._slabs[0].reader = _ZarrReader(cache)  # type: ignore[assignment]
     return lambda number: (batch.values for batch in loader.epoch(number))
 
 

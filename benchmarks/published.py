@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.taps import TowerTaps
 from torch import Tensor
 
 from benchmarks.generated import captions_file, clips, pictures, random_clip, random_resnext
 from benchmarks.sentences import random_bert
 from cache import Part
-from cache.spec import group_taps
+from cache.format.spec import group_taps
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extract import ExtractReport, RetrievalExtractConfig, extract
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.taps import TowerTaps
 
 TOWERS = ("text", "media")
 FRACTIONS = (0.5, 0.25, 0.25)

@@ -29,9 +29,9 @@ import torch
 from benchmarks.activations import TAPS, WIDTH, Activations, forget
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache
-from cache.joint import default_threads, more_threads
-from cache.spec import Ints
-from cache.workbench import Workbench
+from cache.format.spec import Ints
+from cache.loading.joint import default_threads, more_threads
+from cache.reading.buffers import BatchBuffers
 
 Run = Callable[[], None]
 
@@ -53,7 +53,7 @@ def cache_pass(cache: Cache, order: Ints, taps: int, readers: Executor | None) -
     names = [tap.name for tap in cache.taps]
     chosen = names if taps == len(names) else names[:: len(names) // (taps - 1)]
     store = cache.store(chosen, capacity=1)
-    bench = Workbench(readers=readers)
+    bench = BatchBuffers(readers=readers)
 
     def run() -> None:
         for block in order:

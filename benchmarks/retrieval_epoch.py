@@ -19,16 +19,16 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
+from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.fits import Fits
+from pipeline.retrieval.train import make_job
 from torch import Tensor
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.published import TOWERS, System, build_systems, live_part
 from cache import JointBatch
 from pipeline.backbones import Backbone, Encoded
-from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.fits import Fits
-from pipeline.retrieval.train import make_job
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Job
 

@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.retrieval.config import RetrievalTrainConfig
+from pipeline.retrieval.ridge import Layers, ridge
+from pipeline.retrieval.train import train_retrieval
+
 from benchmarks.common import report, reported
 from pipeline.demo.assets import minilm
 from pipeline.demo.dinov2 import dinov2
 from pipeline.demo.emoji import efficientnet_lite0, emoji_clips, emoji_pictures
 from pipeline.demo.retrieval import LITE0_TAPS, VIEWS, emoji_data
 from pipeline.extract import RetrievalExtractConfig, extract_inputs
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.ridge import Layers, ridge
-from pipeline.retrieval.train import train_retrieval
 from pipeline.sweep import RetrievalSweepConfig, sweep
 
 ASSETS = Path(".demo")

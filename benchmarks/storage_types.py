@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.common import report
 from cache import Cache, convert
-from cache.spec import StorageType
+from cache.format.spec import StorageType
 from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm, sentiment
 from pipeline.demo.run import tweets

@@ -18,6 +18,9 @@ from typing import Any
 
 import click
 import torch
+from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
+from pipeline.retrieval.inference import embed
+from pipeline.retrieval.train import train_retrieval
 
 from benchmarks.common import report
 from benchmarks.published import TOWERS, System, build_systems, live_part
@@ -28,9 +31,6 @@ from pipeline.fused.parity import tolerance
 from pipeline.fused.write import ExportReport, number_types
 from pipeline.index import IndexConfig, build_index
 from pipeline.plan import Plan, RetrievalPlanConfig, plan
-from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
-from pipeline.retrieval.inference import embed
-from pipeline.retrieval.train import train_retrieval
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
 from unipt import SideTower

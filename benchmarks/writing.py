@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
-from cache.direct import open_new, page_aligned, write_as_final
-from cache.files import sync_folder
+from cache.storage.direct import open_new, page_aligned, write_as_final
+from cache.storage.files import sync_folder
 
 
 def raw_write(root: Path, sizes: list[int], *, direct: bool) -> None:

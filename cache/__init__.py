@@ -4,8 +4,6 @@ Knows arrays, rows and taps; no models and no tasks. The format is described in
 docs/cache-format.md.
 """
 
-from .calibration import Calibration, calibration_samples
-from .chunks import Verify
 from .errors import (
     ActivationOverflow,
     CacheConflict,
@@ -23,32 +21,25 @@ from .errors import (
     InvalidTap,
     ShardMisaligned,
 )
-from .feed import Part, Source
-from .fingerprint import Fingerprint
-from .info import CacheInfo, info
-from .joint import JointBatch, JointLoader
-from .layout import CacheLayout, plan_layout
-from .loader import Batch, Loader
-from .location import Location, ObjectPath, parse_location
-from .maintain import (
-    CacheEntry,
-    GcReport,
-    Leftover,
-    Listing,
-    RewriteReport,
-    append,
-    convert,
-    export_taps,
-    gc,
-    ls,
-    merge,
-)
+from .format.calibration import Calibration, calibration_samples
+from .format.fingerprint import Fingerprint
+from .format.layout import CacheLayout, plan_layout
+from .format.spec import Kind, StorageType, TapSpec
+from .loading.joint import JointBatch, JointLoader
+from .loading.narrow import Batch, Loader
+from .loading.sources import Part, Source
 from .memory import Tier, available_memory
-from .reader import Cache
-from .shard import ShardBuffer
-from .spec import Kind, StorageType, TapSpec
-from .verify import VerifyReport, verify
-from .writer import CacheWriter
+from .reading.cache import Cache
+from .reading.chunks import Verify
+from .storage.location import Location, ObjectPath, parse_location
+from .tools.garbage import GcReport, Leftover, gc
+from .tools.info import CacheInfo, info
+from .tools.listing import CacheEntry, Listing, ls
+from .tools.reshape import convert, merge
+from .tools.rewrite import RewriteReport
+from .tools.verify import VerifyReport, verify
+from .writing.shard import ShardBuffer
+from .writing.writer import CacheWriter
 
 __all__ = [
     "ActivationOverflow",
@@ -92,11 +83,9 @@ __all__ = [
     "Tier",
     "Verify",
     "VerifyReport",
-    "append",
     "available_memory",
     "calibration_samples",
     "convert",
-    "export_taps",
     "gc",
     "info",
     "ls",

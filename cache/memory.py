@@ -1,9 +1,9 @@
 """How much memory batches take, and what each tier keeps: decided before the first byte is read.
 
 Tiers: "device" and "host" keep every block they need after its first touch, in the memory of the
-accelerator or of the host; "disk" keeps the batches of two windows of blocks of the source that is
-read in order, and of the others what blocks fit. The stated memory counts the blocks held, or the
-room for what is read of them, and every batch alive at once; the places of samples come on top.
+accelerator or of the host; "disk" keeps two windows of blocks of the source that is
+read in order, and of the others what blocks fit. The stated memory counts the blocks held and every
+batch alive at once; the places of samples come on top.
 """
 
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
 
@@ -30,6 +30,16 @@ class Config(BaseModel):
     """Frozen, keyword-only configuration without I/O in its constructor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def contradictions(self) -> list[str]:
+        """Return what speaks against these values together, a sentence each; subclasses add."""
+        return []
+
+    @model_validator(mode="after")
+    def _agreed(self) -> Self:
+        if found := self.contradictions():
+            raise ValueError("; ".join(found))
+        return self
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Self:

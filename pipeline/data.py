@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
 
 from pipeline.config import Config
 from pipeline.errors import DataError
@@ -54,11 +53,11 @@ class DataConfig(Config):
         """Whether examples whose input is not in the cache are left out."""
         return False
 
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
+    def contradictions(self) -> list[str]:
+        """Return what is wrong with the shares."""
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6 or not self.fractions[0]:
-            raise ValueError(f"fractions must be shares that sum to 1, not {self.fractions}")
-        return self
+            return [f"fractions must be shares that sum to 1, not {self.fractions}"]
+        return []
 
 
 class Examples(Protocol):
@@ -70,7 +69,10 @@ class Examples(Protocol):
         """Return the input of each example that a tower reads, n of them."""
 
     def rows(self, tower: str, modality: str) -> list[tuple[str, Input]]:
-        """Return what there is to extract for a tower, each once where it has a name: (id, it)."""
+        """Return what there is to extract for a tower, each once where it has a name: (id, it).
+
+        The id begins with the split: "train/12".
+        """
 
     @property
     def groups(self) -> Sequence[Any]:

@@ -1,9 +1,9 @@
 """scikit-learn estimators: side networks behind `fit` and `predict`, on the rows of a cache.
 
 X is a `CacheRows`: a cache and some of its samples, which scikit-learn cuts up like an array, so
-`cross_val_score`, `GridSearchCV`, `Pipeline` and `clone` work. An array of features [n, F] is taken
-too: it is written into a cache in a temporary folder, each row a vector that is layer and anchor.
-Cost of a fit: that of a training without dev; the last epoch is kept.
+`cross_val_score`, `GridSearchCV`, `Pipeline` and `clone` work. The cache may be of texts, images or
+videos. An array of features [n, F] is taken too: it is written into a cache in a temporary folder,
+one vector a row. Cost of a fit: that of a training without dev; the last epoch is kept.
 """
 
 import tempfile
@@ -24,21 +24,26 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from cache import Cache, CacheWriter, Fingerprint, TapSpec
 from pipeline.config import ConfigError
-from pipeline.data import DataConfig, Dataset, Example
+from pipeline.data import Dataset, Example, Labelled
 from pipeline.inputs import TextInput
-from pipeline.tasks import make_task
-from pipeline.train import make_job
-from pipeline.training.build import Setup, rescale_outputs
-from pipeline.training.config import TrainConfig
-from pipeline.training.inference import choose_device, run_model
-from pipeline.training.loop import run_loop
-from pipeline.training.samples import Located, locate, select_taps
+from pipeline.run import CHECKPOINT
+from pipeline.systems import Setup, system_of
+from pipeline.systems.config import TrainConfig
+from pipeline.systems.inference import choose_device, infer
+from pipeline.systems.locate import Located, locate, modality_of
+from pipeline.systems.memo import Memo
+from pipeline.systems.taps import select, width
+from pipeline.training.job import make_job, make_model
+from pipeline.training.loop import Training, train_epochs
+from pipeline.training.setup import make_loader
 
 __all__ = ["CacheRows", "UniPTClassifier", "UniPTRegressor"]
 
 Array = NDArray[Any]
 NOWHERE = Path("unused")
 """Place of data that an estimator is given as arrays."""
+FEATURES = "features"
+"""Tap of the rows of an array."""
 
 
 class CacheRows:
@@ -46,8 +51,8 @@ class CacheRows:
 
     Args:
         cache: the cache, or its folder.
-        rows: numbers of the samples, int64 [n], or [n, 2] for pairs encoded separately; all by
-            default.
+        rows: numbers of the samples, int64 [n], or [n, 2] for pairs of inputs that are compared
+            with each other; all by default.
     """
 
     def __init__(self, cache: Cache | Path | str, rows: Array | None = None) -> None:
@@ -65,12 +70,15 @@ class CacheRows:
             DataError: there is no such split, it is not in the cache, or its labels are hidden.
         """
         opened = cache if isinstance(cache, Cache) else Cache.open(cache)
-        located = locate(dataset, opened, split)
-        if located.targets is None:
+        towers = system_of(dataset.config.task).towers(dataset)
+        reads = {name: modality_of(opened, each.modalities[0]) for name, each in towers.items()}
+        located = locate(dataset, split, dict.fromkeys(towers, opened), reads)
+        found = located.examples.targets
+        if found is None:
             raise ConfigError(f"the split {split!r} has no targets")
-        names = dataset.labels
-        targets = located.targets if names is None else np.asarray(names)[located.targets]
-        return cls(opened, located.samples), targets
+        rows = np.stack(list(located.clean.values()), 1)  # [n, towers]
+        targets = np.asarray(found if dataset.labels is None else np.asarray(dataset.labels)[found])
+        return cls(opened, rows if len(towers) > 1 else rows[:, 0]), targets
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,9 +103,9 @@ class CacheRows:
 
 
 class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """What both estimators share: their parameters are fields of `TrainConfig`."""
+    """What both estimators share: their parameters are fields of a training of their task."""
 
-    kind = ""
+    task = ""
 
     def __init__(
         self,
@@ -160,26 +168,36 @@ class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
     def _fit(self, x: Any, targets: Array, labels: tuple[str, ...] | None) -> Self:
         """Train on rows x [n] and targets [n] (class numbers or scores)."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        own = {
-            k: v for k, v in self.get_params(deep=False).items() if k in TrainConfig.model_fields
-        }
-        data = DataConfig(task=self.kind, train=NOWHERE)
         with tempfile.TemporaryDirectory() as folder, _rows_of(x) as rows:
-            config = TrainConfig.build(
-                own | {"data": data, "cache": NOWHERE, "out": Path(folder), "seed": seed}
-            )
+            config = self._config(rows, Path(folder), seed)
             setup = _setup(config, rows, targets, labels)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                model, job = make_job(config, setup)
-                now = run_loop(config, job, identity="estimator")
-            model.load_state_dict(now.best_weights)
-            rescale_outputs(model, *setup.task.unscale)
-            self.model_ = model.cpu().eval()
-            self.taps_ = setup.tap_names
-            self.history_ = now.history
-        self.n_features_in_ = setup.taps[-1].shape[0]
+                model, loader = make_model(config, setup), make_loader(config, setup)
+                job = make_job(config, setup, model)
+                file = config.out / CHECKPOINT
+                training = Training(config, job, len(loader), file, identity="estimator")
+                train_epochs([training], loader, until=config.epochs)
+            if training.failed is not None:
+                raise training.failed
+            model.load_state_dict(training.now.best_weights)
+            whole, _ = setup.system.finish(model, config, setup)
+        self.model_ = whole.cpu().eval()
+        self.history_ = training.now.history
+        taps = next(iter(setup.taps.values()))
+        self.towers_, self.taps_ = tuple(setup.taps), taps.names
+        self.n_features_in_ = width(taps.anchor)
         return self
+
+    def _config(self, rows: CacheRows, out: Path, seed: int) -> TrainConfig:
+        """Return the training of these rows; pairs have two columns, encoded on their own."""
+        own = self.get_params(deep=False)
+        system = system_of(self.task)
+        paired = {"text_pair": "b", "pair": "separate"} if rows.rows.ndim > 1 else {}
+        data = system.Data.build({"task": self.task, "train": NOWHERE} | paired)
+        given = {name: own[name] for name in own.keys() & system.Train.model_fields.keys()}
+        places = dict.fromkeys(system.Train.caches(), rows.cache.path)
+        return system.Train.build(given | places | {"data": data, "out": out, "seed": seed})
 
     def _outputs(self, x: Any) -> Array:
         """Return the outputs [n, C] for rows x [n]."""
@@ -187,16 +205,18 @@ class _SideNetwork(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         given = x if isinstance(x, CacheRows) else validate_data(self, x, reset=False)
         device = choose_device(self.device)
         with _rows_of(given) as rows:
-            outputs = run_model(
+            taps = select(rows.cache, self.taps_, "taps")
+            outputs = infer(
                 self.model_.to(device),
-                rows.cache,
-                rows.rows,
-                taps=self.taps_,
+                _by_tower(rows, self.towers_),
+                dict.fromkeys(self.towers_, rows.cache),
+                dict.fromkeys(self.towers_, taps),
                 batch_size=max(64, self.batch_size),
                 device=device,
             )
         self.model_.cpu()
-        return outputs.logits
+        logits: Array = outputs.values["logits"].numpy()
+        return logits
 
 
 class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
@@ -207,7 +227,7 @@ class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
         label_smoothing: share of a target that is spread over all classes.
         class_weights: "none", or "balanced" for weights inverse to the classes' counts.
         random_state: seed of weights, order and noise.
-        settings: all others are fields of `TrainConfig`, and mean the same.
+        settings: all others are fields of a training of texts, and mean the same.
 
     Attributes:
         classes_: the labels, sorted.
@@ -215,7 +235,7 @@ class UniPTClassifier(ClassifierMixin, _SideNetwork):  # type: ignore[misc]
         history_: one record an epoch.
     """
 
-    kind = "classification"
+    task = "classification"
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 (scikit-learn's names)
         """Train on rows X [n] (`CacheRows`, or features [n, F]) and labels y [n].
@@ -255,7 +275,7 @@ class UniPTRegressor(RegressorMixin, _SideNetwork):  # type: ignore[misc]
         history_: one record an epoch.
     """
 
-    kind = "regression"
+    task = "regression"
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
         """Train on rows X [n] (`CacheRows`, or features [n, F]) and scores y [n].
@@ -276,25 +296,31 @@ def _setup(
     config: TrainConfig, rows: CacheRows, targets: Array, labels: tuple[str, ...] | None
 ) -> Setup:
     """Return what a training of these rows reads: no dev, no test."""
-    whole = np.issubdtype(targets.dtype, np.integer)
-    inputs = (TextInput(""),) * (1 if rows.rows.ndim == 1 else rows.rows.shape[1])
-    examples = [
-        Example(id=f"train/{place}", inputs=inputs, target=int(value) if whole else float(value))
-        for place, value in enumerate(targets)
-    ]
+    towers = tuple(config.towers)
+    inputs = (TextInput(""),) * len(towers)
+    values = targets.tolist()
+    examples = Labelled([Example(f"train/{n}", inputs, v) for n, v in enumerate(values)], towers)
     dataset = Dataset(splits={"train": examples}, labels=labels, config=config.data)
-    task = make_task(
-        dataset, label_smoothing=config.label_smoothing, class_weights=config.class_weights
-    )
-    located = Located(examples=examples, samples=rows.rows, targets=targets)
+    system = system_of(config.data.task)
+    samples = {name: found[:, None] for name, found in _by_tower(rows, towers).items()}
     return Setup(
+        system=system,
         dataset=dataset,
-        cache=rows.cache,
-        task=task,
-        taps=select_taps(rows.cache, config.taps),
-        splits={"train": located},
+        task=system.task(dataset, config),
+        caches=dict.fromkeys(towers, rows.cache),
+        taps={name: select(rows.cache, each.taps, "taps") for name, each in config.towers.items()},
+        splits={"train": Located(examples=examples, samples=samples, keys={})},
         device=choose_device(config.device),
+        memo=Memo(),
     )
+
+
+def _by_tower(rows: CacheRows, towers: tuple[str, ...]) -> dict[str, Array]:
+    """Return the samples of each tower, [n]."""
+    columns = rows.rows.reshape(len(rows), -1).T
+    if len(columns) != len(towers):
+        raise ValueError(f"X has {len(columns)} input(s) a row, and the model reads {len(towers)}")
+    return dict(zip(towers, columns, strict=True))
 
 
 @contextmanager
@@ -304,12 +330,11 @@ def _rows_of(x: Any) -> Iterator[CacheRows]:
         yield x
         return
     values = torch.from_numpy(np.array(x, np.float32, order="C"))  # [n, F]
-    count, width = values.shape
+    count, features = values.shape
     with tempfile.TemporaryDirectory() as folder:
-        taps = [TapSpec(name=name, kind="vector", shape=(width,)) for name in ("layer", "anchor")]
         writer = CacheWriter.create(
             Path(folder) / "features",
-            taps=taps,
+            taps=[TapSpec(name=FEATURES, kind="vector", shape=(features,))],
             lengths=None,
             keys=np.arange(2 * count, dtype=np.uint64).view(np.uint8).reshape(count, 16),
             row_to_sample=np.arange(count, dtype=np.int64),
@@ -321,7 +346,6 @@ def _rows_of(x: Any) -> Iterator[CacheRows]:
             for shard in list(writer.pending):
                 samples = writer.samples_of(shard)
                 with writer.shard(shard) as buffer:
-                    chosen = values[torch.from_numpy(samples)]
-                    buffer.put(samples, {tap.name: chosen for tap in taps})
+                    buffer.put(samples, {FEATURES: values[torch.from_numpy(samples)]})
             writer.finish()
         yield CacheRows(Path(folder) / "features")

@@ -103,7 +103,7 @@ def run_setup(
     system, training = run.system, run.config
     caches = run.caches(moved)
     dataset = load_dataset(training.data)
-    task = system.task(dataset)
+    task = system.task(dataset, training)
     if task.facts != run.info["facts"]:
         raise ConfigError(
             f"the run was trained on {run.info['facts']}, its files now give {task.facts}; restore "
@@ -118,7 +118,10 @@ def run_setup(
         dataset=dataset,
         task=task,
         caches=caches,
-        taps={name: select(caches[name], each.taps, "taps") for name, each in run.towers.items()},
+        taps={
+            name: select(caches[name], each.taps, "taps", towers[name].facts)
+            for name, each in run.towers.items()
+        },
         splits={split: locate(dataset, split, caches, modalities) for split in splits},
         device=choose_device(device),
         memo=Memo(),

@@ -16,6 +16,13 @@ KEY_BYTES = 16
 """Length of a content key, in bytes; 2**64 inputs before a collision is likely."""
 
 
+SPANS = "spans"
+"""Tap that holds where each token begins and ends in its text, in characters, [T, 2]; both 0 for
+special tokens. Exact in float32."""
+FACTS = (SPANS,)
+"""Taps that hold facts of the input instead of states; no side network sees them."""
+
+
 class InputError(PipelineError, ValueError):
     """Inputs cannot be used; the message names their ids."""
 

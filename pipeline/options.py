@@ -1,26 +1,27 @@
 """Turns a stage's `Config` into command-line options, so that each field is described once.
 
 A nested config's fields become options of the same command. Only values typed by the user reach
-the config: what is left out comes from `--config FILE`, then from the field's default.
+the config: what is left out comes from `--config FILE`, then from the field's default. Where a
+field takes any system's data or training, `narrowed` makes it that of the task's system.
 """
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
 from click.core import ParameterSource
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from pipeline.config import Config, ConfigError, read_mapping
+from pipeline.systems import DEFAULT_TASK, tasks, tasks_beside
 
 C = TypeVar("C", bound=Config)
 Command = Callable[..., Any]
-RETRIEVAL_TASKS = ("retrieval", "flickr30k", "coco", "msrvtt", "msvd")
-"""Values of `task` whose options are those of two towers."""
 
 
 def config_options(
@@ -83,11 +84,24 @@ def build_config(
     return cls.build(values | fixed)
 
 
-def task_family(arguments: Sequence[str]) -> str:
-    """Return the family of the task that command-line `arguments` name: sentences or retrieval.
+@cache
+def narrowed(cls: type[C], **fields: type[Config]) -> type[C]:
+    """Return `cls` with each of `fields` of a narrower class: `data=TextData`, `run=...`.
+
+    Its values are those of `cls`, so every stage takes them.
+    """
+    own: dict[str, Any] = {
+        name: (field, Field(description=cls.model_fields[name].description))
+        for name, field in fields.items()
+    }
+    return create_model(cls.__name__, __base__=cls, __module__=cls.__module__, **own)
+
+
+def chosen_task(arguments: Sequence[str]) -> str:
+    """Return the task that command-line `arguments` name.
 
     `--task` says it, or else the file of `--config`, or the sweep of `--from-trial`; without any
-    it is sentences.
+    it is the usual one.
     """
     task, file = _value_of("--task", arguments), _value_of("--config", arguments)
     trial = _value_of("--from-trial", arguments)
@@ -95,7 +109,17 @@ def task_family(arguments: Sequence[str]) -> str:
         file = f"{trial.rpartition(':')[0]}/sweep.json"
     if task is None and file is not None and Path(file).is_file():
         task = _task_of(read_mapping(Path(file)))
-    return "retrieval" if task in RETRIEVAL_TASKS else "sentences"
+    return DEFAULT_TASK if task is None else str(task)
+
+
+def task_note(task: str) -> str:
+    """Return the sentences of a command's help on whose options it shows."""
+    own = tasks_beside(task)
+    others = [each for each in tasks() if each not in own]
+    return (
+        f"These are the options for the task{'s' * (len(own) > 1)} {', '.join(own)}. Other tasks "
+        f"have options of their own, which --task NAME --help shows: {', '.join(others)}."
+    )
 
 
 def _task_of(values: Mapping[str, Any]) -> Any:
@@ -176,10 +200,18 @@ def _scalar(annotation: Any) -> Any:
     if get_origin(annotation) is dict:
         return _Mapping()
     if get_origin(annotation) is Literal:
-        return click.Choice([str(choice) for choice in get_args(annotation)])
+        return _Choices([str(choice) for choice in get_args(annotation)])
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return click.Path(path_type=Path)
     return annotation if annotation in (int, float, str) else str
+
+
+class _Choices(click.Choice[str]):
+    """Values to choose from; the config refuses another one, with all that is wrong beside it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return `value` as it is."""
+        return value
 
 
 class _Mapping(click.ParamType[dict[str, Any]]):

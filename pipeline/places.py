@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator
 
-from cache.location import Location, parse_location
+from cache.storage.location import Location, parse_location
 
 Place = Annotated[Location, PlainValidator(parse_location), PlainSerializer(str, return_type=str)]
 """A folder, or a URL such as s3://bucket/name.zarr; written to files as text."""

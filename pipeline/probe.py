@@ -2,8 +2,8 @@
 
 "last" takes each tower's last tap, "all" every tap. What is fitted is the task's own (logistic or
 ridge regression on standardised features); its strength is chosen on dev. With `fit_on_dev` the
-chosen one is fitted anew on train and dev. Memory: the features, n x taps x width in float32, pooled
-batch by batch; the states themselves are never held.
+chosen one is fitted anew on train and dev. Memory: the features, n x taps x width in float32,
+pooled batch by batch; the states themselves are never held.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from pipeline.systems import Setup
 from pipeline.systems.config import TrainConfig
 from pipeline.systems.inference import feature_passes
 from pipeline.systems.memo import Memo
-from pipeline.systems.taps import TowerTaps
 from pipeline.tasks.base import Probe
 from pipeline.tasks.metrics import better
 from pipeline.training.files import write_json
@@ -121,6 +120,6 @@ def _chosen(setup: Setup, train: list[Outputs], dev: list[Outputs]) -> Probe:
 def _features(setup: Setup, split: str, layers: Layers) -> list[Outputs]:
     taps = setup.taps
     if layers == "last":
-        taps = {name: TowerTaps(each.taps[-1:]) for name, each in taps.items()}
+        taps = {n: dataclasses.replace(each, taps=each.taps[-1:]) for n, each in taps.items()}
     chosen = dataclasses.replace(setup, taps=taps)
     return feature_passes(chosen.system, chosen.caches, taps, chosen.splits[split])

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from safetensors.torch import load_file
 
 from cache import Cache, FingerprintMismatch
-from cache.location import Location, parse_location
+from cache.storage.location import Location, parse_location
 from pipeline.config import ConfigError
 from pipeline.errors import PipelineError
 from pipeline.systems import System, system_of, train_config
@@ -128,7 +128,7 @@ class Run:
             ConfigError: `moved` names no tower of the run.
             FingerprintMismatch: a cache is not the one the run was trained on.
         """
-        places = by_tower(moved, tuple(self.towers), "cache")
+        places = by_tower(moved, self.towers, "cache")
         opened: dict[str, Cache] = {}
         for name, tower in self.towers.items():
             place = parse_location(places.get(name, tower.cache["path"]))
@@ -148,18 +148,19 @@ class Run:
         return cache
 
 
-def by_tower(given: Sequence[str], towers: Sequence[str], option: str) -> dict[str, str]:
-    """Return what an option gives for each tower, of VALUE (for all) or TOWER=VALUE.
+def by_tower(given: Sequence[str], towers: Mapping[str, RunTower], option: str) -> dict[str, str]:
+    """Return what an option gives for each tower, of VALUE (for all of one cache) or TOWER=VALUE.
 
     Raises:
-        ConfigError: a tower is unknown, or VALUE is given for several towers that differ.
+        ConfigError: a tower is unknown, or VALUE is given for towers of several caches.
     """
     found: dict[str, str] = {}
+    caches = {(each.cache["path"], each.cache["digest"]) for each in towers.values()}
     for each in given:
         name, equals, value = each.partition("=")
         if equals and name in towers:
             found[name] = value
-        elif len(set(towers)) == 1 or set(towers) == {"first", "second"}:
+        elif len(caches) == 1:
             found |= dict.fromkeys(towers, each)
         else:
             known = ", ".join(f"{tower}=..." for tower in towers)

@@ -161,7 +161,11 @@ def settings(
     }
     if not (folder / f"media-{layout}").exists():
         caches = write_caches(folder, layout, text=text)
-    data = {"task": "retrieval", "train": str(folder / "captions.csv"), "fractions": [0.6, 0.2, 0.2]}
+    data = {
+        "task": "retrieval",
+        "train": str(folder / "captions.csv"),
+        "fractions": [0.6, 0.2, 0.2],
+    }
     return (
         {
             "data": data,

@@ -186,6 +186,11 @@ class SideTower(nn.Module):
         frames = mask if offsets is None else offsets
         return cast(Embedding, self(anchor, targets, frames=frames))
 
+    def token_features(self, given: States) -> SideOutput:
+        """Return the side network's output before pooling, for tokens, patches or cells."""
+        anchor, targets, mask, offsets = self.stream.read(given)
+        return self.features(anchor, targets, mask=mask, offsets=offsets)
+
     def layer_means(self, given: States) -> Tensor:
         """Return the float32 mean of every tap over tokens, cells and frames, ``[B, F]``."""
         anchor, targets, mask, offsets = self.stream.read(given)

@@ -1,20 +1,6 @@
 """Frozen text and image models with named taps: one small file per family, and a discovery."""
 
-from pipeline.backbones import (
-    albert,
-    bert,
-    clip,
-    deberta,
-    distilbert,
-    gpt2,
-    gpt_neox,
-    llama,
-    modernbert,
-    opt,
-    pyramids,
-    roberta,
-    vit,
-)
+from pipeline.backbones import families
 from pipeline.backbones.base import Backbone, Encoded, Modality
 from pipeline.backbones.encoded_media import EncodedMedia
 from pipeline.backbones.encoding import EncodedTexts, length_batches
@@ -47,14 +33,9 @@ __all__ = [
     "TextBackbone",
     "VideoBackbone",
     "check_frozen",
+    "families",
     "length_batches",
     "load_backbone",
     "register_family",
     "select_taps",
 ]
-
-_FAMILY_FILES = (
-    *(albert, bert, deberta, distilbert, gpt2),
-    *(gpt_neox, llama, modernbert, opt, roberta),
-    *(clip, pyramids, vit),
-)

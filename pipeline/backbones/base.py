@@ -6,7 +6,7 @@ of a batch; P grid tokens, D wide.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class Backbone(Protocol):
         modality: what an input is.
         model: the module that computes.
         axis: the ragged axis of its taps, "tokens" or "frames"; None where there is none (images).
+        unit: what the lengths of its inputs count: "tokens", "images" or "frames".
+        pads: whether the inputs of a pass are filled up to the longest of them.
+        decodes: whether `prepare` reads files, so that threads ahead of the model pay.
+        augmentation: what a view above 0 is; part of the fingerprint of a cache that has some.
         taps: the selected taps, in the order of computation.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
@@ -56,6 +60,10 @@ class Backbone(Protocol):
     modality: Modality
     model: Any
     axis: str | None
+    unit: str
+    pads: bool
+    decodes: bool
+    augmentation: str
     taps: tuple[TapSpec, ...]
     tap_modules: dict[str, str]
     all_taps: tuple[str, ...]
@@ -69,11 +77,24 @@ class Backbone(Protocol):
     def compute_dtype(self) -> torch.dtype:
         """The type of the arithmetic."""
 
+    def with_facts(self, facts: Sequence[str]) -> Self:
+        """Return this backbone recording facts of its inputs too (see `pipeline.inputs.FACTS`).
+
+        Raises:
+            BackboneError: they cannot be told of its inputs.
+        """
+
     def pooled(self, pool: str) -> Self:
         """Return this backbone with its taps pooled by `pool`; it shares the model.
 
         Raises:
             BackboneError: the pooling does not fit the taps.
+        """
+
+    def smaller(self, longest: int) -> "Iterator[Smaller]":
+        """Yield backbones of the same model that keep less of an input; `longest` is one's length.
+
+        Costs a traced forward pass each where another size of the input is another shape of a tap.
         """
 
     def encode(self, inputs: Sequence[Any], views: Sequence[int] | None = None) -> Encoded:
@@ -124,8 +145,20 @@ class Backbone(Protocol):
             prepared: what `prepare(encoded)` returned, if that is done.
         """
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """Return what identifies the backbone: weights, preprocessing and taps, as JSON values."""
+
+
+class Smaller(NamedTuple):
+    """A backbone that keeps less of every input, as an option of an extraction."""
+
+    backbone: Backbone
+    option: str
+    """Flag that makes it."""
+    change: str
+    """What the flag does, in words."""
+    longest: int | None = None
+    """Tokens or frames of an input, at most; None where the lengths stay."""

@@ -69,6 +69,7 @@ class Corruption:
             types=None if encoded.types is None else encoded.types[kept],
             lengths=np.diff(before[encoded.offsets]),
             truncated=encoded.truncated,
+            spans=None if encoded.spans is None else encoded.spans[kept],
         )
 
     def _corrupt(

@@ -1,4 +1,4 @@
-"""Pictures and clips as they wait for their turn: a path and a seed each, never pixels."""
+"""Images and videos as they wait for their turn: a path and a seed each, never pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ CLEAN = -1
 
 @dataclass(frozen=True)
 class EncodedMedia:
-    """Pictures or clips as they wait for their turn.
+    """Images or videos as they wait for their turn.
 
     Attributes:
         paths: the files.
         seeds: of the random crop and flip of each, int64 [n]; -1 for a clean view.
-        lengths: frames of each, 1 a picture, int64 [n].
+        lengths: frames of each, 1 an image, int64 [n].
         truncated: always false: frames are chosen, nothing is cut; bool [n].
-        clips: of clips, when each one's frames appear (8 bytes a frame); empty for pictures.
+        videos: of videos, when each one's frames appear (8 bytes a frame); empty for images.
     """
 
     paths: tuple[Path, ...]
     seeds: NDArray[np.int64]
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
-    clips: tuple[VideoInfo, ...] = ()
+    videos: tuple[VideoInfo, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,7 +43,7 @@ class EncodedMedia:
             self.seeds[samples],
             self.lengths[samples],
             self.truncated[samples],
-            tuple(self.clips[i] for i in samples) if self.clips else (),
+            tuple(self.videos[i] for i in samples) if self.videos else (),
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,15 @@ class EncodedTexts:
         types: token types, int8 [T]; None if the backbone takes none.
         lengths: tokens of each input, int64 [n].
         truncated: whether the input was cut, bool [n].
+        spans: first character of each token and the one behind its last, int32 [T, 2], both 0 for
+            special tokens; None where they were not asked for.
     """
 
     tokens: NDArray[np.int32]
     types: NDArray[np.int8] | None
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+    spans: NDArray[np.int32] | None = None
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -56,11 +59,17 @@ class EncodedTexts:
         within = np.arange(len(starts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         index = starts + within  # [tokens of the selection]
         types = None if self.types is None else self.types[index]
-        return EncodedTexts(self.tokens[index], types, lengths, self.truncated[samples])
+        spans = None if self.spans is None else self.spans[index]
+        return EncodedTexts(self.tokens[index], types, lengths, self.truncated[samples], spans)
 
 
 def encode(
-    tokenizer: Any, inputs: Iterable[TextInput], *, max_length: int, token_types: bool
+    tokenizer: Any,
+    inputs: Iterable[TextInput],
+    *,
+    max_length: int,
+    token_types: bool,
+    spans: bool = False,
 ) -> EncodedTexts:
     """Tokenise `inputs` with the special tokens of `tokenizer`, cut to `max_length` tokens.
 
@@ -68,23 +77,27 @@ def encode(
     cut is flagged in the result.
     """
     tokens, types, lengths, truncated = array("i"), array("b"), array("q"), array("b")
+    places = array("i")
     for chunk in _chunks(inputs):
-        rows: list[tuple[list[int], list[int], bool]] = [([], [], False)] * len(chunk)
+        rows = [_Row()] * len(chunk)
         for paired in (False, True):
             where = [i for i, item in enumerate(chunk) if (item.pair is not None) is paired]
-            found = _tokenise(tokenizer, [chunk[i] for i in where], max_length, token_types)
+            given = [chunk[i] for i in where]
+            found = _tokenise(tokenizer, given, max_length, token_types, spans)
             for i, row in zip(where, found, strict=True):
                 rows[i] = row
-        for row_tokens, row_types, cut in rows:
-            tokens.extend(row_tokens)
-            types.extend(row_types)
-            lengths.append(len(row_tokens))
-            truncated.append(cut)
+        for row in rows:
+            tokens.extend(row.ids)
+            types.extend(row.types)
+            places.extend(place for span in row.spans for place in span)
+            lengths.append(len(row.ids))
+            truncated.append(row.cut)
     return EncodedTexts(
         np.frombuffer(tokens, dtype=np.int32),
         np.frombuffer(types, dtype=np.int8) if token_types else None,
         np.frombuffer(lengths, dtype=np.int64),
         np.frombuffer(truncated, dtype=np.bool_),
+        np.frombuffer(places, dtype=np.int32).reshape(-1, 2) if spans else None,
     )
 
 
@@ -126,27 +139,38 @@ def _chunks(inputs: Iterable[TextInput]) -> Iterator[list[TextInput]]:
         yield chunk
 
 
+class _Row(NamedTuple):
+    """One tokenised input."""
+
+    ids: list[int] = []  # noqa: RUF012 (never changed)
+    types: list[int] = []  # noqa: RUF012
+    spans: list[tuple[int, int]] = []  # noqa: RUF012
+    cut: bool = False
+
+
 def _tokenise(
-    tokenizer: Any, inputs: list[TextInput], max_length: int, token_types: bool
-) -> list[tuple[list[int], list[int], bool]]:
-    """Return (ids, token types, cut) of each input: all with a pair, or all without."""
+    tokenizer: Any, inputs: list[TextInput], max_length: int, token_types: bool, spans: bool
+) -> list[_Row]:
+    """Return the rows of inputs: all with a pair, or all without."""
     if not inputs:
         return []
-    rows = _call(tokenizer, inputs, token_types)
-    long = [i for i, (ids, _) in enumerate(rows) if len(ids) > max_length]
+    rows = _call(tokenizer, inputs, token_types, spans)
+    long = [i for i, row in enumerate(rows) if len(row.ids) > max_length]
     if long:
-        cut = {"truncation": "longest_first", "max_length": max_length}
-        for i, row in zip(
-            long, _call(tokenizer, [inputs[i] for i in long], token_types, **cut), strict=True
-        ):
-            rows[i] = row
-    over = set(long)
-    return [(ids, types, i in over) for i, (ids, types) in enumerate(rows)]
+        given = [inputs[i] for i in long]
+        cut = _call(
+            tokenizer, given, token_types, spans, truncation="longest_first", max_length=max_length
+        )
+        for i, row in zip(long, cut, strict=True):
+            rows[i] = row._replace(cut=True)
+    return rows
 
 
 def _call(
-    tokenizer: Any, inputs: list[TextInput], token_types: bool, **options: Any
-) -> list[tuple[list[int], list[int]]]:
+    tokenizer: Any, inputs: list[TextInput], token_types: bool, spans: bool, **options: Any
+) -> list[_Row]:
+    if spans:
+        options["return_offsets_mapping"] = True
     found = tokenizer(
         [item.text for item in inputs],
         [item.pair for item in inputs] if inputs[0].pair is not None else None,
@@ -156,5 +180,10 @@ def _call(
         verbose=False,
         **options,
     )
-    ids: list[list[int]] = found["input_ids"]
-    return list(zip(ids, found["token_type_ids"] if token_types else [[]] * len(ids), strict=True))
+    nothing: list[list[Any]] = [[]] * len(inputs)
+    parts = (
+        found["input_ids"],
+        found["token_type_ids"] if token_types else nothing,
+        found["offset_mapping"] if spans else nothing,
+    )
+    return [_Row(*row) for row in zip(*parts, strict=True)]

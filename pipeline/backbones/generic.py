@@ -61,7 +61,7 @@ def _depth(config: Any) -> tuple[int | None, str]:
 
 
 def _joins(embeddings: str, layer: str, seen: Trace) -> bool:
-    """Whether the embeddings emit a state; of pictures they may be patches, without a CLS token."""
+    """Whether the embeddings emit a state; of images they may be patches, without a CLS token."""
     state = seen.emitted.get(embeddings)
     if state is None or not state.is_meta:
         return state is not None

@@ -1,8 +1,8 @@
-"""A frozen image model with named taps: pictures in; grids, maps and vectors out.
+"""A frozen image model with named taps: images in; grids, maps and vectors out.
 
 What waits for its turn is a path (and a seed): pixels are decoded in `prepare`, which is CPU work
-that threads may do while the model runs. Clips go through the same model frame by frame.
-b pictures of a batch, F frames; P tokens of a grid, D wide; maps of C channels.
+that threads may do while the model runs. Videos go through the same model frame by frame.
+b images of a batch, F frames; P tokens of a grid, D wide; maps of C channels.
 """
 
 import copy
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from pipeline.backbones.base import Modality
+from pipeline.backbones.base import Modality, Smaller
 from pipeline.backbones.encoded_media import CLEAN, EncodedMedia, media_seeds
 from pipeline.backbones.family import BackboneError, select_taps
 from pipeline.backbones.fingerprint import weights_digest
@@ -26,7 +26,7 @@ from pipeline.backbones.generic import known_taps
 from pipeline.backbones.pooled_taps import describe_pooling, pooled_taps
 from pipeline.backbones.pooling import pool_states
 from pipeline.backbones.shaping import as_tap, map_shape
-from pipeline.backbones.trace import Trace, black_picture, trace
+from pipeline.backbones.trace import Trace, black_image, trace
 from pipeline.inputs import ImageInput
 from pipeline.media.images import open_image
 from pipeline.media.transform import ImageTransform
@@ -35,6 +35,8 @@ from unipt.recorder import TapRecorder
 Size = tuple[int, int]
 CPU_PASS_PIXELS, GPU_PASS_PIXELS = 16 * 224**2, 256 * 224**2
 """Pixels of one forward pass, unless a bound is given."""
+SIDES = (448, 384, 336, 288, 256, 224, 192, 160, 128)
+"""Heights of images that are tried where a cache would be too large."""
 
 
 class ImageBackbone:
@@ -42,7 +44,7 @@ class ImageBackbone:
 
     Args:
         model: a module that takes `pixel_values` [b, 3, H, W] and has a `config`.
-        transform: from a picture to pixels; its `size` is what the model is given.
+        transform: from an image to pixels; its `size` is what the model is given.
         name: what to call it in messages.
         taps: glob patterns of the taps to record; None takes all but single blocks and heads.
         autocast: compute type of `torch.autocast`; None runs in the weights' own type.
@@ -54,17 +56,21 @@ class ImageBackbone:
         taps: the selected taps, in the order of computation.
         tap_modules: tap name -> module path, of the selected taps.
         all_taps: the names of every tap of the model.
-        emitted_taps: the same for one picture, before they are pooled.
+        emitted_taps: the same for one image, before they are pooled.
         size: height and width of the pixels, in pixels.
         arguments: given to every forward pass, beside the pixels.
 
     Raises:
-        BackboneError: the model cannot be tapped, takes no pictures of this size, a pattern
+        BackboneError: the model cannot be tapped, takes no images of this size, a pattern
             matches no tap, or the pooling does not fit.
     """
 
     modality: Modality = "image"
     axis: str | None = None
+    unit = "images"
+    pads = False
+    decodes = True
+    augmentation = "random crop, sides of 0.6 to 1.0, flipped half the time"
 
     def __init__(
         self,
@@ -91,16 +97,55 @@ class ImageBackbone:
         self.tap_modules = {tap: known[tap] for tap in select_taps(self.all_taps, taps)}
         patches = _patches(self.config, self.size) if family and family.cells else None
         self.emitted_taps = tuple(
-            _picture_tap(tap, seen.emitted[path], self.size, patches)
+            _image_tap(tap, seen.emitted[path], self.size, patches)
             for tap, path in self.tap_modules.items()
         )
         self._pool(pool)
+
+    def with_facts(self, facts: Sequence[str]) -> Self:
+        """Return this backbone: there are no facts of an image to record.
+
+        Raises:
+            BackboneError: some are asked for.
+        """
+        if facts:
+            raise BackboneError(f"{self.name} reads no texts, which alone have {', '.join(facts)}")
+        return self
 
     def pooled(self, pool: str) -> Self:
         """Return this backbone with its taps pooled by `pool`; it shares the model."""
         other = copy.copy(self)
         other._pool(pool)
         return other
+
+    def smaller(self, longest: int) -> Iterator[Smaller]:
+        """Yield backbones around the same model for smaller images, about as wide as high."""
+        height, width = self.size
+        for side in SIDES:
+            size = (side, round(side * width / height / 32) * 32 if width != height else side)
+            if side >= height or not size[1]:
+                continue
+            try:
+                smaller = self._rebuilt(size)
+            except (BackboneError, ValueError):  # a model of one size only
+                continue
+            name = f"{side}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+            change = f"images of {size[0]} x {size[1]} pixels"
+            yield Smaller(smaller, f"--image-size {name}", change)
+
+    def _rebuilt(self, size: Size, **changes: Any) -> Self:
+        """Return a backbone around the same model for images of another size."""
+        return type(self)(
+            self.model,
+            self.transform.with_size(*size),
+            name=self.name,
+            taps=tuple(self.tap_modules),
+            autocast=self.autocast,
+            digest=self.fingerprint_parts()["weights"]["sha256"],
+            revision=self.revision,
+            pool=self.pool,
+            **changes,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +160,7 @@ class ImageBackbone:
 
     @property
     def pass_images(self) -> int:
-        """Pictures of one forward pass, unless a bound is given; fewer of large ones."""
+        """Images of one forward pass, unless a bound is given; fewer of large ones."""
         pixels = CPU_PASS_PIXELS if self.device.type == "cpu" else GPU_PASS_PIXELS
         return max(1, pixels // (self.size[0] * self.size[1]))
 
@@ -133,9 +178,9 @@ class ImageBackbone:
     def batches(
         self, samples: NDArray[np.int64], lengths: NDArray[np.int64], batch_bound: int | None
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield `samples` in batches of at most `batch_bound` pictures or frames, in their order.
+        """Yield `samples` in batches of at most `batch_bound` images or frames, in their order.
 
-        A clip of more frames than that makes a batch of its own.
+        A video of more frames than that makes a batch of its own.
         """
         bound, start, held = batch_bound or self.pass_images, 0, 0
         for i, frames in enumerate(lengths[samples].tolist()):
@@ -187,7 +232,7 @@ class ImageBackbone:
             return parts[0]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in self.tap_modules}
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "pillow")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}
@@ -212,15 +257,15 @@ class ImageBackbone:
         return stored
 
     def _own(self, tap: TapSpec) -> TapSpec:
-        """Return the tap of one picture as a tap of one input of this modality."""
+        """Return the tap of one image as a tap of one input of this modality."""
         return tap
 
     def _pool(self, pool: str) -> None:
         self.pool = pool
         self.taps = tuple(self._own(tap) for tap in pooled_taps(self.emitted_taps, pool))
 
-    def _pixels(self, picture: Any, seed: int) -> Tensor:
-        made = self.transform(picture) if seed == CLEAN else self.transform.augmented(picture, seed)
+    def _pixels(self, image: Any, seed: int) -> Tensor:
+        made = self.transform(image) if seed == CLEAN else self.transform.augmented(image, seed)
         pixels: Tensor = made
         return pixels
 
@@ -238,11 +283,11 @@ class ImageBackbone:
 
     def _trace(self) -> Trace:
         try:
-            return trace(self.model, inputs=black_picture(self.model, self.size) | self.arguments)
+            return trace(self.model, inputs=black_image(self.model, self.size) | self.arguments)
         except (ValueError, RuntimeError, AssertionError) as error:
             native = getattr(self.config, "image_size", None)
             raise BackboneError(
-                f"{self.name} takes no pictures of {self.size[0]} x {self.size[1]} pixels ({error})"
+                f"{self.name} takes no images of {self.size[0]} x {self.size[1]} pixels ({error})"
                 + (f"; it was made for {native}" if native else "")
                 + ". Give another --image-size, or none"
             ) from error
@@ -258,14 +303,14 @@ def _interpolation(model: nn.Module, size: Size) -> dict[str, Any]:
 
 
 def _patches(config: Any, size: Size) -> Size:
-    """Return rows and columns of the patches of a picture, the last ones filled up."""
+    """Return rows and columns of the patches of an image, the last ones filled up."""
     patch = config.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else patch
     return -(-size[0] // height), -(-size[1] // width)
 
 
-def _picture_tap(name: str, state: Tensor, size: Size, patches: Size | None) -> TapSpec:
-    """Return the tap of one picture from a state [1, ...] that its module emitted."""
+def _image_tap(name: str, state: Tensor, size: Size, patches: Size | None) -> TapSpec:
+    """Return the tap of one image from a state [1, ...] that its module emitted."""
     shape = tuple(state.shape[1:])
     if patches is not None and state.dim() == 3:
         shape = map_shape(state, patches) or shape

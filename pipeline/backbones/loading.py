@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pipeline.backbones import openai_clip
 from pipeline.backbones.base import Backbone, Modality
 from pipeline.backbones.convnets import ARCHITECTURES
 from pipeline.backbones.family import BackboneError
@@ -25,6 +24,7 @@ from pipeline.backbones.towers import check_tower, is_two_towers, model_class, t
 from pipeline.backbones.trace import reads_pixels
 from pipeline.backbones.video import VideoBackbone
 from pipeline.backbones.weights_file import SUFFIXES, load_convnet
+from pipeline.extras import require
 from pipeline.media.transform import ImageTransform
 
 ComputeType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -46,6 +46,7 @@ def load_backbone(
     name_or_path: str,
     *,
     tower: Tower = "auto",
+    usual: Modality | None = None,
     device: str = "auto",
     dtype: ComputeType = "auto",
     taps: Sequence[str] | None = None,
@@ -65,17 +66,18 @@ def load_backbone(
     Args:
         name_or_path: a local folder, the id of a model on the hub, or one weights file.
         tower: what the model is to read. "auto" takes what it is made for; "video" shows an image
-            model a clip frame by frame. CLIP and SigLIP hold two towers: one must be named.
+            model a video frame by frame. CLIP and SigLIP hold two towers: one must be named.
+        usual: what "auto" takes of a checkpoint of two towers; None refuses to choose.
         device: "auto" takes cuda, then mps, then cpu; else any torch device.
         dtype: type of the arithmetic. "auto" is float32, except on CUDA, where it is bfloat16 for
             a bfloat16 checkpoint and float16 otherwise. On CUDA a half type runs under autocast.
         taps: glob patterns of tap names; None records every tap (of a ConvNet, every stage).
         max_length: longest text in tokens; None as in `TextBackbone`.
         image_size: side, or height and width, of the pixels; None takes the checkpoint's own.
-        fps: frames a second of a clip; 0 takes `max_frames` of any clip.
-        max_frames: most frames of a clip.
-        architecture: what a weights file holds: a name of `convnets.ARCHITECTURES`, or
-            "openai_clip". With it and `random_init`, `name_or_path` is a mere name.
+        fps: frames a second of a video; 0 takes `max_frames` of any video.
+        max_frames: most frames of a video.
+        architecture: what a weights file holds: a name of `convnets.ARCHITECTURES`. With it and
+            `random_init`, `name_or_path` is a mere name.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run model code that comes with the checkpoint.
         random_init: build the model from its configuration with random weights (`seed`); no
@@ -92,7 +94,8 @@ def load_backbone(
         loaded = _from_file(name_or_path, architecture, tower, random_init, seed)
     else:
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        loaded = _from_transformers(name_or_path, tower, source, random_init, seed)
+        made = seed if random_init else None
+        loaded = _from_transformers(name_or_path, tower, usual, source, made)
     _check_options(loaded.modality, name_or_path, max_length=max_length, image_size=image_size)
     model = loaded.model.eval().requires_grad_(False)
     digest = weights_digest(model)
@@ -141,10 +144,8 @@ def _from_file(
     if architecture is None:
         raise BackboneError(
             f"{name} is a weights file, which does not say what it holds: name its --architecture, "
-            f"one of {', '.join((*ARCHITECTURES, openai_clip.NAME))}"
+            f"one of {', '.join(ARCHITECTURES)}"
         )
-    if architecture == openai_clip.NAME:
-        return _from_openai(Path(name), tower, random_init)
     path = None if random_init else Path(name)
     model = load_convnet(architecture, path, seed=seed)
     return _Loaded(
@@ -152,24 +153,17 @@ def _from_file(
     )
 
 
-def _from_openai(path: Path, tower: Tower, random_init: bool) -> _Loaded:
-    if random_init:
-        raise BackboneError("random weights need a configuration: use a transformers CLIP folder")
-    model = openai_clip.load_openai_clip(path, tower)
-    if tower == "text":
-        tokenizer = openai_clip.clip_tokenizer(path.parent, model.config.vocab_size)
-        return _Loaded(model, "text", tokenizer)
-    transform = openai_clip.clip_transform(model.config.image_size)
-    return _Loaded(model, check_tower(tower, "image", str(path)), transform=transform)
-
-
 def _from_transformers(
-    name: str, tower: Tower, source: dict[str, Any], random_init: bool, seed: int
+    name: str,
+    tower: Tower,
+    usual: Modality | None,
+    source: dict[str, Any],
+    seed: int | None,
 ) -> _Loaded:
-    from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - heavy: 2 s to import
-
+    """Load the checkpoint, or random weights of its configuration where there is a seed."""
+    transformers = require("transformers")  # heavy: 2 s to import
     try:
-        config = AutoConfig.from_pretrained(name, **source)
+        config = transformers.AutoConfig.from_pretrained(name, **source)
         if getattr(config, "is_encoder_decoder", False):
             raise BackboneError(
                 f"{name} is an encoder-decoder ({config.model_type}); text backbones are "
@@ -177,14 +171,17 @@ def _from_transformers(
             )
         kind = model_class(config)
         if is_two_towers(config):
+            tower = usual if tower == "auto" and usual else tower
             kind, config = tower_config(config, tower, name)
-        model = (
-            _random(kind, config, seed) if random_init else _checkpoint(kind, name, config, source)
-        )
+        if seed is None:
+            model = _checkpoint(kind, name, config, source)
+        else:
+            model = _random(kind, config, seed)
         modality = check_tower(tower, _reads(model, name), name)
         if modality == "text":
-            return _Loaded(model, modality, AutoTokenizer.from_pretrained(name, **source))
-        transform = load_transform(name, source, config if random_init else None)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
+            return _Loaded(model, modality, tokenizer)
+        transform = load_transform(name, source, None if seed is None else config)
         return _Loaded(model, modality, transform=transform)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, BackboneError):
@@ -202,7 +199,7 @@ def _reads(model: nn.Module, name: str) -> Modality:
     if main != "input_ids":
         raise BackboneError(
             f"{name} is a {type(model).__name__}, which reads {main}; texts (input_ids) and "
-            "pictures (pixel_values) are supported"
+            "images (pixel_values) are supported"
         )
     return "text"
 
@@ -225,9 +222,7 @@ def _check_options(modality: Modality, name: str, **options: Any) -> None:
 
 
 def _random(kind: str, config: Any, seed: int) -> Any:
-    import transformers  # noqa: PLC0415
-
-    found: Any = getattr(transformers, kind)
+    found: Any = getattr(require("transformers"), kind)
     build = found.from_config if kind == "AutoModel" else found._from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -235,11 +230,9 @@ def _random(kind: str, config: Any, seed: int) -> Any:
 
 
 def _checkpoint(kind: str, name: str, config: Any, source: dict[str, Any]) -> Any:
-    import transformers  # noqa: PLC0415
-
     own = {} if kind == "AutoModel" else {"config": config}
     with quiet_transformers():
-        model, report = getattr(transformers, kind).from_pretrained(
+        model, report = getattr(require("transformers"), kind).from_pretrained(
             name, dtype="auto", output_loading_info=True, **own, **source
         )
     missing = sorted(key for key in report["missing_keys"] if not is_pooler(key))

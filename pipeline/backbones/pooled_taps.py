@@ -10,7 +10,7 @@ from pipeline.backbones.pooling import check_pool, pooled_shape
 
 
 def pooled_taps(taps: Sequence[TapSpec], pool: str) -> tuple[TapSpec, ...]:
-    """Return the taps of one text or picture as they are after pooling.
+    """Return the taps of one text or image as they are after pooling.
 
     Raises:
         BackboneError: the pooling is unknown, does not fit a tap, or changes none.

@@ -49,7 +49,7 @@ def pool_cells(pool: str) -> int | None:
 
 
 def pooled_shape(pool: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape that a picture's (P, D), (C, H, W) or (D,) has after pooling.
+    """Return the shape that an image's (P, D), (C, H, W) or (D,) has after pooling.
 
     A text is its (L, D) of any L.
 

@@ -11,7 +11,7 @@ from pipeline.backbones.family import BackboneError
 from pipeline.media.transform import ImageTransform
 
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
-"""Where transformers keeps a picture processor: as a part of the first, or alone in the second."""
+"""Where transformers keeps an image processor: as a part of the first, or alone in the second."""
 
 _BILINEAR = 2
 Channels = tuple[float, float, float]
@@ -36,7 +36,7 @@ def load_transform(name: str, source: Mapping[str, Any], random_config: Any) -> 
         size = getattr(random_config, "image_size", None) or 224
         return plain_transform(size, IMAGENET_MEAN, IMAGENET_STD)
     raise BackboneError(
-        f"{name} has no {PLAIN}, so how its pictures are resized and normalised is unknown: add "
+        f"{name} has no {PLAIN}, so how its images are resized and normalised is unknown: add "
         "the file of the original checkpoint"
     )
 
@@ -48,7 +48,7 @@ def convnet_transform(architecture: str) -> ImageTransform:
 
 
 def plain_transform(size: int | tuple[int, int], mean: Channels, std: Channels) -> ImageTransform:
-    """Return a transform that takes the whole picture at exactly `size`, as VSE-infinity does."""
+    """Return a transform that takes the whole image at exactly `size`, as VSE-infinity does."""
     sides = (size, size) if isinstance(size, int) else size
     return ImageTransform(size=sides, mean=mean, std=std, resample=_BILINEAR)
 

@@ -1,6 +1,6 @@
 """From what a module of an image model emits to the layout of its tap. Pure torch.
 
-b pictures, P tokens, L = H * W cells, C channels, D wide.
+b images, P tokens, L = H * W cells, C channels, D wide.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def as_tap(state: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         state: what the module emitted.
-        shape: of the tap for one picture: (P, D), (C, H, W) or (D,).
+        shape: of the tap for one image: (P, D), (C, H, W) or (D,).
     """
     if state.dim() == 3 and len(shape) == 3:
         return state.transpose(1, 2).reshape(state.shape[0], *shape)

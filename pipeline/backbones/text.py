@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import Kind
-from pipeline.backbones.base import Modality
+from cache.format.spec import Kind
+from pipeline.backbones.base import Modality, Smaller
 from pipeline.backbones.corruption import Corruption
 from pipeline.backbones.encoding import EncodedTexts, encode, length_batches
 from pipeline.backbones.family import BackboneError, Family, select_taps
@@ -30,13 +30,15 @@ from pipeline.backbones.generic import check_padding, known_taps
 from pipeline.backbones.pooled_taps import describe_pooling, pooled_taps
 from pipeline.backbones.pooling import pool_states
 from pipeline.backbones.trace import no_kv_cache, trace
-from pipeline.inputs import TextInput
+from pipeline.inputs import SPANS, TextInput
 from unipt.recorder import TapRecorder
 
 DEFAULT_MAX_LENGTH = 512
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 CPU_PASS_TOKENS, GPU_PASS_TOKENS = 64, 2048
 """Fixed cost of one forward pass, in tokens computed meanwhile."""
+LENGTHS = (256, 128, 64, 32, 24, 16)
+"""Lengths that are tried where a cache would be too large."""
 
 
 class TextBackbone:
@@ -71,6 +73,10 @@ class TextBackbone:
 
     modality: Modality = "text"
     axis: str | None = "tokens"
+    unit = "tokens"
+    pads = True
+    decodes = False
+    augmentation = "a fifth of the tokens corrupted: half masked, a tenth random, the rest dropped"
 
     def __init__(
         self,
@@ -104,12 +110,40 @@ class TextBackbone:
         self.full_length = family is not None and family.full_length
         self.arguments = no_kv_cache(model)
         self.token_types = _takes_token_types(model, self.config, tokenizer)
+        self.facts: tuple[str, ...] = ()
 
     def pooled(self, pool: str) -> Self:
         """Return this backbone with its taps pooled by `pool`; it shares the model."""
         other = copy.copy(self)
         other.pool, other.taps = pool, pooled_taps(self.emitted_taps, pool)
         return other
+
+    def with_facts(self, facts: Sequence[str]) -> Self:
+        """Return this backbone recording facts of its inputs too; it shares the model."""
+        if not facts:
+            return self
+        unknown = [fact for fact in facts if fact != SPANS]
+        if unknown or self.pool != "none" or not getattr(self.tokenizer, "is_fast", False):
+            why = (
+                f"{', '.join(unknown)} is nothing that texts have"
+                if unknown
+                else "--pool keeps no tokens; leave it out"
+                if self.pool != "none"
+                else f"the tokenizer of {self.name} does not say where its tokens lie in a text "
+                "(it is no fast tokenizer); choose another backbone"
+            )
+            raise BackboneError(f"{', '.join(facts)} cannot be recorded: {why}")
+        other = copy.copy(self)
+        other.facts = tuple(facts)
+        other.taps = (*self.taps, TapSpec(name=SPANS, kind="tokens", shape=(2,)))
+        return other
+
+    def smaller(self, longest: int) -> Iterator[Smaller]:
+        """Yield this backbone for shorter texts, which are cut."""
+        for length in LENGTHS:
+            if length < longest:
+                change = f"texts of at most {length} tokens"
+                yield Smaller(self, f"--max-length {length}", change, length)
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +192,11 @@ class TextBackbone:
         """
         listed = inputs if views is None else list(inputs)
         encoded = encode(
-            self.tokenizer, listed, max_length=self.max_length, token_types=self.token_types
+            self.tokenizer,
+            listed,
+            max_length=self.max_length,
+            token_types=self.token_types,
+            spans=SPANS in self.facts,
         )
         if views is None or not any(views):
             return encoded
@@ -216,14 +254,17 @@ class TextBackbone:
             mask = torch.from_numpy(valid).to(self.device)
             return {name: _pooled(state, self.pool, mask, dtype) for name, state in states.items()}
         index = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(self.device)
-        return {
+        found = {
             tap.name: _packed(states[tap.name].to(dtype), index)
             if tap.kind == "tokens"
             else states[tap.name].to(dtype)
-            for tap in self.taps
+            for tap in self.emitted_taps
         }
+        if encoded.spans is not None:
+            found[SPANS] = torch.from_numpy(encoded.spans.astype(np.float32))
+        return found
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return where the backbone came from and what ran it; neither identifies it."""
         versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         return {"backbone": self.name, "revision": self.revision, "versions": versions}
@@ -246,8 +287,9 @@ class TextBackbone:
             "taps": {
                 tap.name: {"module": self.tap_modules[tap.name], "width": tap.shape[0]}
                 | describe_pooling(emitted, tap, self.pool)
-                for emitted, tap in zip(self.emitted_taps, self.taps, strict=True)
-            },
+                for emitted, tap in zip(self.emitted_taps, self.taps, strict=False)
+            }
+            | {fact: {"fact": "of the input"} for fact in self.facts},
         }
 
 

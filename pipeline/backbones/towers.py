@@ -39,7 +39,7 @@ def tower_config(config: Any, tower: str, name: str) -> tuple[str, Any]:
     """
     if config.model_type not in _CLASSES:
         raise BackboneError(
-            f"{name} is a {config.model_type}, which joins texts and pictures in a way of its own; "
+            f"{name} is a {config.model_type}, which joins texts and images in a way of its own; "
             f"of models with two towers, {' and '.join(_CLASSES)} are supported"
         )
     if tower == "auto":
@@ -69,6 +69,6 @@ def check_tower(tower: str, found: Modality, name: str) -> Modality:
     if found == "image" and tower == "video":
         return "video"
     raise BackboneError(
-        f"{name} reads {'texts' if found == 'text' else 'pictures'}, so it cannot be the {tower} "
+        f"{name} reads {'texts' if found == 'text' else 'images'}, so it cannot be the {tower} "
         "tower"
     )

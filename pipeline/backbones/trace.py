@@ -1,6 +1,6 @@
 """One small forward pass, watched: which module runs when, and what it emits.
 
-Costs a pass over four tokens or one picture. Shapes of taps, the taps of an unknown family and the
+Costs a pass over four tokens or one image. Shapes of taps, the taps of an unknown family and the
 check that everything upstream of a tap is frozen all follow from what really ran, not from names.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 PROBE_TOKENS = 4
 PROBE_PIXELS = 64
-"""Side of the picture for a model whose configuration names none."""
+"""Side of the image for a model whose configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Trace:
         ended: module path -> when it was last left; `path@k` -> when its k-th call was left.
         calls: module path -> number of calls.
         emitted: module path -> its last output (of a tuple, the first element), if a tensor;
-            `path@k` -> that of its k-th call. Of pictures only the shape and type are kept: their
+            `path@k` -> that of its k-th call. Of images only the shape and type are kept: their
             states weigh gigabytes.
         last_hidden_state: the model's own result, such as [1, PROBE_TOKENS, D].
     """
@@ -54,13 +54,13 @@ def trace(
     """Run `model` once in eval mode and record what ran.
 
     The training flags, and other plain values that modules keep, are put back and the hooks are
-    removed, whatever happens: a Swin that saw a small picture remembers its windows for the next.
+    removed, whatever happens: a Swin that saw a small image remembers its windows for the next.
 
     Args:
         model: what to run.
         padding: ids that follow the `PROBE_TOKENS` tokens, masked; what is recorded then has them
             too.
-        inputs: the model's arguments; None gives it four tokens, or one black picture.
+        inputs: the model's arguments; None gives it four tokens, or one black image.
     """
     seen, clock = Trace(), iter(range(1 << 62))
     paths = dict(model.named_modules())
@@ -85,23 +85,23 @@ def trace(
 
 
 def reads_pixels(model: nn.Module) -> bool:
-    """Whether `model` takes pictures, as it says itself."""
+    """Whether `model` takes images, as it says itself."""
     return getattr(model, "main_input_name", "input_ids") == "pixel_values"
 
 
 def probe(model: nn.Module, padding: Sequence[int] = ()) -> dict[str, Any]:
-    """Return the arguments of a small forward pass: four tokens, or one black picture."""
+    """Return the arguments of a small forward pass: four tokens, or one black image."""
     if reads_pixels(model):
         size = getattr(model.config, "image_size", None) or PROBE_PIXELS
-        return black_picture(model, size)
+        return black_image(model, size)
     device = next(model.parameters()).device
     ids = torch.tensor([[*range(PROBE_TOKENS), *padding]], device=device)
     mask = (torch.arange(ids.shape[1], device=device) < PROBE_TOKENS)[None].long()
     return {"input_ids": ids, "attention_mask": mask, **no_kv_cache(model)}
 
 
-def black_picture(model: nn.Module, size: int | Sequence[int]) -> dict[str, Any]:
-    """Return one picture of `size` (a side, or height and width) as arguments of `model`."""
+def black_image(model: nn.Module, size: int | Sequence[int]) -> dict[str, Any]:
+    """Return one image of `size` (a side, or height and width) as arguments of `model`."""
     weight = next(model.parameters())
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(model.config, "num_channels", 3)

@@ -1,6 +1,6 @@
-"""The demo of two towers: emoji pictures, their captions, one exported model, a search by text.
+"""The demo of two towers: emoji images, their captions, one exported model, a search by text.
 
-Frozen MiniLM reads 1,394 captions and frozen EfficientNet-Lite0 as many pictures, once; two side
+Frozen MiniLM reads 1,394 captions and frozen EfficientNet-Lite0 as many images, once; two side
 networks of 5 M parameters learn from the caches which belong together. A few minutes on two cores.
 """
 
@@ -11,29 +11,27 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.console import duration, progress_line
+from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm
 from pipeline.demo.emoji import CAPTIONS, efficientnet_lite0, emoji_pictures
-from pipeline.demo.run import Echo, stage
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.demo.run import Echo, evaluations, stage
+from pipeline.evaluate import render_table
 from pipeline.export import ExportConfig, export
-from pipeline.extract import RetrievalExtractConfig, extract
+from pipeline.extract import ExtractConfig, extract
 from pipeline.index import IndexConfig, build_index
-from pipeline.plan import RetrievalPlanConfig, plan
+from pipeline.plan import PlanConfig, plan
 from pipeline.report import report
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.data import CaptionData
-from pipeline.retrieval.evaluate import RetrievalEvaluation, render_retrieval
-from pipeline.retrieval.ridge import ridge
-from pipeline.retrieval.train import train_retrieval
 from pipeline.search import SearchConfig, search
+from pipeline.systems import data_config, train_config
+from pipeline.train import train
 
 QUERIES = ("something sweet to eat", "it is cold outside", "a vehicle on rails")
-"""Texts of our own that the exported model searches the pictures for."""
+"""Texts of our own that the exported model searches the images for."""
 LITE0_TAPS = ("block.*", "head")
 """Every block of EfficientNet-Lite0, and the convolution before its classifier."""
 
 VIEWS = 5
-"""Versions of each training picture: the clean one, and four random crops and flips."""
+"""Versions of each training image: the clean one, and four random crops and flips."""
 
 
 class RetrievalDemoConfig(Config):
@@ -55,19 +53,22 @@ class Sources:
     media: dict[str, Any]
 
 
-def emoji_data(folder: Path, *, split_seed: int = 0, fit_on_dev: bool = False) -> CaptionData:
-    """Return the emoji pictures and captions of `folder`, 60 / 10 / 30 split by concept."""
-    return CaptionData(
-        train=folder / CAPTIONS,
-        group_column="concept",
-        fractions=(0.6, 0.1, 0.3),
-        split_seed=split_seed,
-        fit_on_dev=fit_on_dev,
+def emoji_data(folder: Path, *, split_seed: int = 0, fit_on_dev: bool = False) -> DataConfig:
+    """Return the emoji images and captions of `folder`, 60 / 10 / 30 split by concept."""
+    return data_config(
+        {
+            "task": "retrieval",
+            "train": folder / CAPTIONS,
+            "group_column": "concept",
+            "fractions": (0.6, 0.1, 0.3),
+            "split_seed": split_seed,
+            "fit_on_dev": fit_on_dev,
+        }
     )
 
 
-def picture_sources(folder: Path, data: CaptionData, device: str = "auto") -> Sources:
-    """Return what is extracted of the pictures (every block's mean over its cells), of captions."""
+def picture_sources(folder: Path, data: DataConfig, device: str = "auto") -> Sources:
+    """Return what is extracted of the images (every block's mean over its cells), of captions."""
     shared = {"data": data, "device": device}
     return Sources(
         text=shared | {"backbone": str(minilm(folder)), "out": folder / "captions.zarr"},
@@ -87,33 +88,32 @@ def retrieval_demo(config: RetrievalDemoConfig, *, echo: Echo) -> dict[str, Any]
     """Run the whole way, telling each stage as it goes; return the paths of sheets and model."""
     began = time.perf_counter()
     out = config.out
-    with stage(echo, "1 of 7  fetch MiniLM, EfficientNet-Lite0, pictures and captions"):
+    with stage(echo, "1 of 7  fetch MiniLM, EfficientNet-Lite0, images and captions"):
         data = emoji_data(emoji_pictures(out))
         sources = picture_sources(out, data, config.device)
     with stage(echo, "2 of 7  plan"):
-        echo(plan(RetrievalPlanConfig(**sources.media)).render())
+        echo(plan(PlanConfig(**sources.media)).render())
     with stage(echo, "3 of 7  extract: the only time the backbones run"), progress_line() as line:
         for source in (sources.text, sources.media):
-            echo(extract(RetrievalExtractConfig(**source), progress=line).render())
-    training = RetrievalTrainConfig(
-        data=data,
-        text_cache=sources.text["out"],
-        media_cache=sources.media["out"],
-        out=out / "retrieval-run",
-        seed=config.seed,
-        device=config.device,
+            echo(extract(ExtractConfig(**source), progress=line).render())
+    training = train_config(
+        {
+            "data": data,
+            "text_cache": sources.text["out"],
+            "media_cache": sources.media["out"],
+            "out": out / "retrieval-run",
+            "seed": config.seed,
+            "device": config.device,
+        }
     )
     with stage(echo, "4 of 7  train two side networks from the caches"), progress_line() as line:
-        echo(train_retrieval(training, progress=line).render())
+        echo(train(training, progress=line).render())
     with stage(echo, "5 of 7  evaluate, beside ridge regressions on the same caches"):
-        rows = [ridge(training, layers).evaluations["test"] for layers in ("last", "all")]
-        found = evaluate(EvaluateConfig(run=training.out))
-        assert isinstance(found, RetrievalEvaluation)
-        echo(render_retrieval([*rows, found]))
+        echo(render_table(evaluations(training)))
     model = out / "retrieval-model"
     with stage(echo, "6 of 7  export, and replay cached samples through the exported model"):
         echo(export(ExportConfig(run=training.out, out=model, force=True)).render())
-    with stage(echo, "7 of 7  index the pictures and search them by text"):
+    with stage(echo, "7 of 7  index the images and search them by text"):
         sheets = _search(model, data.train.parent, out, config.device, echo)
     pictures = report(training.out)
     echo(f"\nwhole demo  {duration(time.perf_counter() - began)}")

@@ -20,6 +20,7 @@ from pipeline.plan import PlanConfig, plan
 from pipeline.predict import PredictConfig, predict
 from pipeline.probe import probe
 from pipeline.report import report
+from pipeline.systems import data_config, train_config
 from pipeline.train import TrainConfig, train
 
 Echo = Callable[[str], Any]
@@ -45,17 +46,19 @@ class DemoConfig(Config):
 
 def tweets(folder: Path) -> DataConfig:
     """Return the tweets whose mean rating is beyond 0.5 either way, as two classes."""
-    return DataConfig(
-        task="classification",
-        train=sentiment(folder) / "tweets_GroundTruth.txt",
-        header=False,
-        id="0",
-        label="1",
-        text="2",
-        label_threshold=0.0,
-        label_margin=0.5,
-        label_names=("negative", "positive"),
-        encoding_errors="replace",
+    return data_config(
+        {
+            "task": "classification",
+            "train": sentiment(folder) / "tweets_GroundTruth.txt",
+            "header": False,
+            "id": "0",
+            "label": "1",
+            "text": "2",
+            "label_threshold": 0.0,
+            "label_margin": 0.5,
+            "label_names": ("negative", "positive"),
+            "encoding_errors": "replace",
+        }
     )
 
 
@@ -71,11 +74,13 @@ def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
         echo(plan(PlanConfig(**source)).render())
     with stage(echo, "3 of 7  extract: the only time the backbone runs"), progress_line() as line:
         echo(extract(ExtractConfig(**source), progress=line).render())
-    training = TrainConfig(data=data, cache=cache, out=run, seed=config.seed, device=config.device)
+    training = train_config(
+        {"data": data, "cache": cache, "out": run, "seed": config.seed, "device": config.device}
+    )
     with stage(echo, "4 of 7  train the side network from the cache"), progress_line() as line:
         echo(train(training, progress=line).render())
     with stage(echo, "5 of 7  evaluate, beside probes on the same cache"):
-        rows = _evaluations(training)
+        rows = evaluations(training)
     with stage(echo, "6 of 7  export, and replay cached samples through the exported model"):
         echo(export(ExportConfig(run=run, out=model, force=True)).render())
     with stage(echo, "7 of 7  label new sentences with the exported model"):
@@ -89,7 +94,8 @@ def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
     return {"pictures": pictures, "model": model}
 
 
-def _evaluations(training: TrainConfig) -> list[Evaluation]:
+def evaluations(training: TrainConfig) -> list[Evaluation]:
+    """Return how the probes and the finished run of a training do on test."""
     rows = [probe(training, layers).evaluations["test"] for layers in ("last", "all")]
     return [*rows, evaluate(EvaluateConfig(run=training.out))]
 

@@ -1,28 +1,29 @@
-"""What to extract: options that every extraction shares, and the two kinds of data they meet."""
+"""What to extract: the data, a backbone, its taps, the arithmetic, the folder."""
 
 import re
-from abc import abstractmethod
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from cache.spec import StorageType, StorageTypes
+from cache.format.spec import StorageType, StorageTypes
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Modality
 from pipeline.backbones.pooling import check_pool
 from pipeline.config import Config
-from pipeline.data import DataConfig, Dataset, load_dataset
-from pipeline.extraction.job import Crew
+from pipeline.extraction.job import WorkerPool
 from pipeline.extraction.storage import checked_changes, checked_compression, stored_types
-from pipeline.inputs import ImageInput, Input, InputError
-from pipeline.media.video import CONTAINERS
+from pipeline.inputs import FACTS, SPANS
 from pipeline.places import Place
-from pipeline.retrieval.data import CaptionData, RetrievalDataset, load_retrieval
+from pipeline.systems import AnyData
 
-BadMediaPolicy = Literal["error", "skip"]
 _SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+_LOADING = (
+    *("device", "dtype", "taps", "pool", "max_length", "revision", "trust_remote_code"),
+    *("random_init", "seed", "tower", "fps", "max_frames", "architecture"),
+)
+"""Options that `load_backbone` takes as they are."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -44,26 +45,24 @@ def _checked_size(text: str) -> str:
     return text.strip()
 
 
-class Rows(NamedTuple):
-    """The inputs of an extraction, as rows of its table.
+class ExtractConfig(Config):
+    """What to extract: every input of a data set that the backbone can read, each once."""
 
-    `inputs` holds (row id, input), `augmented` [m] which rows get all `views`.
-    """
-
-    inputs: list[tuple[str, Input]]
-    augmented: NDArray[np.bool_] | None = None
-    views: int = 1
-    bad_media: BadMediaPolicy = "error"
-
-
-class ExtractOptions(Config):
-    """What every extraction is asked: a backbone, its taps, the arithmetic, the folder."""
-
+    data: AnyData
+    """The examples whose inputs are extracted, all splits together."""
     backbone: str
-    """Local folder or hub id of the frozen model."""
+    """Local folder or hub id of the frozen model, or one weights file."""
     out: Place
     """Folder of the cache, or its URL in an object store (s3://bucket/name.zarr); a started one is
     resumed."""
+    tower: Literal["auto", "text", "image", "video"] = "auto"
+    """What the backbone reads; an image model reads videos with 'video', frame by frame."""
+    views: int = Field(default=1, ge=1)
+    """Versions of each training input: the clean one and, above 1, random crops and flips of
+    images or texts with a fifth of their tokens corrupted."""
+    spans: bool = False
+    """Record where each token begins and ends in its text, in characters (tap "spans"); tasks that
+    need it do so anyway."""
     taps: tuple[str, ...] | None = None
     """Glob pattern of taps to record, such as 'encoder.layer.*', or a slice of what it matches:
     'encoder.layer.*[::2]', 'encoder.layer.*[-4:]'; all taps if absent."""
@@ -72,6 +71,14 @@ class ExtractOptions(Config):
     last (a text's last token): one vector each; or cells=N: maps averaged to N x N."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest text in tokens; by default what tokenizer and model allow, at most 512."""
+    image_size: Annotated[str, AfterValidator(_checked_size)] | None = None
+    """Side, or height x width ('384x640'), of the pixels in pixels; by default the model's own."""
+    fps: float = Field(default=1.0, ge=0)
+    """Frames taken of a second of a video; 0 spreads max_frames over the whole video."""
+    max_frames: int = Field(default=12, ge=1)
+    """Most frames of a video; of a longer one as many, evenly spread."""
+    architecture: str | None = None
+    """Architecture of a bare state dict, such as resnext101_32x8d."""
     device: str = "auto"
     """Torch device of the forward passes; auto takes cuda, then mps, then cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -82,6 +89,8 @@ class ExtractOptions(Config):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Bound of a text's forward pass, in tokens with padding; by default 2048 on a CPU, 16384 on a
     GPU."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images or frames of a forward pass; by default it follows from their size."""
     store_dtype_of: Annotated[tuple[str, ...], AfterValidator(checked_changes)] = ()
     """Another type for some taps, PATTERN=TYPE with a pattern as for --taps, such as
     'encoder.layer.0[0-3]=int8'; where several match a tap the last one counts."""
@@ -109,14 +118,14 @@ class ExtractOptions(Config):
     """CPU threads of each process that computes; by default the workers share the cores."""
 
     @model_validator(mode="after")
-    def _one_crew(self) -> Self:
+    def _one_place(self) -> Self:
         if self.workers is not None and self.scheduler is not None:
             raise ValueError("workers starts processes here, scheduler uses running ones: give one")
         return self
 
-    def batch_bound(self, modality: Modality) -> int | None:
+    def batch_bound(self, backbone: Backbone) -> int | None:
         """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
-        return self.batch_tokens if modality == "text" else None
+        return self.batch_size if backbone.decodes else self.batch_tokens
 
     def storage(self, backbone: Backbone) -> StorageTypes:
         """Return the storage type of the backbone's taps, or of each of them.
@@ -125,98 +134,39 @@ class ExtractOptions(Config):
             ConfigError: a pattern of `store_dtype_of` matches no tap that is recorded.
         """
         names = [tap.name for tap in backbone.taps]
-        if not self.store_dtype_of:
+        exact: dict[str, StorageType] = {name: "float32" for name in names if name in FACTS}
+        if not self.store_dtype_of and not exact:
             return self.store_dtype
-        return stored_types(names, self.store_dtype, self.store_dtype_of)
+        states = [name for name in names if name not in exact]
+        return stored_types(states, self.store_dtype, self.store_dtype_of) | exact
 
-    def crew(self) -> Crew | None:
-        """Return who computes; None for this process."""
+    def worker_pool(
+        self, usual: Modality | None, facts: Mapping[str, Sequence[str]] | None = None
+    ) -> WorkerPool | None:
+        """Return who computes; None for this process. The arguments are those of `loader`."""
         if self.workers is None and self.scheduler is None:
             return None
-        return Crew(load=self.load_backbone, workers=self.workers or 1, scheduler=self.scheduler)
+        load = self.loader(usual, facts)
+        return WorkerPool(load=load, workers=self.workers or 1, scheduler=self.scheduler)
 
-    @abstractmethod
-    def load_data(self) -> Any:
-        """Read the data set this config names."""
+    def loader(
+        self, usual: Modality | None = None, facts: Mapping[str, Sequence[str]] | None = None
+    ) -> Callable[[], Backbone]:
+        """Return what loads the backbone this config names, here or in a worker.
 
-    @abstractmethod
-    def rows(self, dataset: Any, modality: Modality) -> Rows:
-        """Return the inputs of the data set for a backbone of this modality."""
-
-    def load_backbone(self) -> Backbone:
-        """Load the backbone this config names."""
-        return load_backbone(self.backbone, **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        names = ("device", "dtype", "taps", "pool", "max_length", "revision", "trust_remote_code")
-        return {name: getattr(self, name) for name in (*names, "random_init", "seed")}
-
-
-class ExtractConfig(ExtractOptions):
-    """What to extract for a task on sentences."""
-
-    data: DataConfig
-    """The examples whose inputs are extracted, all splits together."""
-
-    def load_data(self) -> Dataset:
-        """Read the examples of `data`."""
-        return load_dataset(self.data)
-
-    def rows(self, dataset: Dataset, modality: Modality) -> Rows:
-        """Return every sentence of every split."""
-        return Rows([*dataset.inputs()])
-
-    def _loading(self) -> dict[str, Any]:
-        return super()._loading() | {"tower": "text"}
-
-
-class RetrievalExtractConfig(ExtractOptions):
-    """What to extract for retrieval: one tower at a time, the captions or the pictures or clips."""
-
-    data: CaptionData
-    """The pictures or clips and captions, all splits together."""
-    tower: Literal["auto", "text", "image", "video"] = "auto"
-    """What the backbone reads; an image model reads clips with 'video', frame by frame."""
-    views: int = Field(default=1, ge=1)
-    """Versions of each training input: the clean one and, above 1, random crops and flips of
-    pictures or captions with a fifth of their tokens corrupted."""
-    image_size: Annotated[str, AfterValidator(_checked_size)] | None = None
-    """Side, or height x width ('384x640'), of the pixels in pixels; by default the model's own."""
-    fps: float = Field(default=1.0, ge=0)
-    """Frames taken of a second of a clip; 0 spreads max_frames over the whole clip."""
-    max_frames: int = Field(default=12, ge=1)
-    """Most frames of a clip; of a longer one as many, evenly spread."""
-    architecture: str | None = None
-    """Architecture of a bare state dict, such as resnext101_32x8d."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Pictures or frames of a forward pass; by default it follows from their size."""
-
-    def batch_bound(self, modality: Modality) -> int | None:
-        """Return the bound of a forward pass for `Backbone.batches`; None lets it choose."""
-        return self.batch_tokens if modality == "text" else self.batch_size
-
-    def load_data(self) -> RetrievalDataset:
-        """Read the captions of `data` and find their pictures or clips."""
-        return load_retrieval(self.data)
-
-    def rows(self, dataset: RetrievalDataset, modality: Modality) -> Rows:
-        """Return the captions, or the pictures or clips, of every split; of train in all views.
-
-        Raises:
-            InputError: the data set holds clips, and the backbone was loaded to read pictures.
+        Args:
+            usual: the tower that "auto" takes of a checkpoint of two.
+            facts: what the task needs to know of the inputs, by their modality.
         """
-        inputs = dataset.inputs(modality)
-        pictures = (item.path for _, item in inputs if isinstance(item, ImageInput))
-        clip = next((path for path in pictures if path.suffix.lower()[1:] in CONTAINERS), None)
-        if clip is not None:
-            raise InputError(
-                f"{clip.name} is a clip, and {self.backbone} was loaded to read pictures: give "
-                "--tower video to read clips frame by frame"
-            )
-        augmented = np.array([name.startswith("train/") for name, _ in inputs], dtype=np.bool_)
-        return Rows(inputs, augmented, self.views, self.data.bad_media)
-
-    def _loading(self) -> dict[str, Any]:
-        media = {name: getattr(self, name) for name in ("tower", "fps", "max_frames")}
+        options: dict[str, Any] = {name: getattr(self, name) for name in _LOADING}
         size = None if self.image_size is None else parse_size(self.image_size)
-        return super()._loading() | media | {"image_size": size, "architecture": self.architecture}
+        needed = {name: tuple(each) for name, each in (facts or {}).items()}
+        if self.spans:
+            needed["text"] = tuple(dict.fromkeys((*needed.get("text", ()), SPANS)))
+        load = partial(load_backbone, self.backbone, usual=usual, image_size=size, **options)
+        return partial(_with_facts, load, needed) if needed else load
+
+
+def _with_facts(load: Callable[[], Backbone], facts: Mapping[str, Sequence[str]]) -> Backbone:
+    backbone = load()
+    return backbone.with_facts(facts.get(backbone.modality, ()))

@@ -1,8 +1,8 @@
 """Batches made ready while the model computes: decoding costs as much as a small model.
 
 A few threads prepare the next batches, in order. Memory: one batch of pixels a thread and two more
-(16 images of 224 px are 9.6 MB, of 512 px 50 MB). Texts are padded where they are needed; a thread
-would cost more than that.
+(16 images of 224 px are 9.6 MB, of 512 px 50 MB). What is not decoded (texts) is made ready where
+it is needed; a thread would cost more than that.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.backbones import Backbone, Encoded
 from pipeline.extraction.media import threads
-from pipeline.table import InputTable
+from pipeline.extraction.table import InputTable
 
 Prepared = Mapping[str, Tensor]
 
@@ -54,7 +54,7 @@ def feed(
     Raises:
         PipelineError: a media file failed or changed since the table was built.
     """
-    if backbone.modality == "text":
+    if not backbone.decodes:
         for shard, samples in batches:
             yield Pass(shard, samples, table.encoded.select(samples))
         return

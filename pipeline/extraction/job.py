@@ -1,16 +1,17 @@
 """Filling shards: the forward passes of some shards, put into their buffers in the storage type.
 
-`ShardJob` is all that a process needs to compute any shard of one cache and to write its files. It
-is sent to each worker once (token ids at 5 bytes a token, and about 90 bytes a sample); a task is
-then the number of a shard. The backbone is loaded at the first task, once a process. Memory: two
-shards of states, one being computed while the other is written.
+`ShardJob` is all that a process needs to compute any shard of one cache: this process, or a worker,
+to which it is sent once (token ids at 5 bytes a token, and about 90 bytes a sample); a worker's
+task is then the number of a shard. The backbone is loaded at the first task, once a process.
+Memory: two shards of states, one being computed while the other is written.
 """
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from cache import ActivationOverflow, CacheLayout, ShardBuffer
-from cache.ledger import Entry
-from cache.location import Location
-from cache.spec import common_type
+from cache.format.ledger import Entry
+from cache.format.spec import common_type
+from cache.storage.location import Location
 from pipeline.backbones import Backbone, check_frozen
 from pipeline.errors import PipelineError
 from pipeline.extraction.feed import Pass, feed
 from pipeline.extraction.media import UNREADABLE
-from pipeline.table import InputTable
+from pipeline.extraction.table import InputTable
+from pipeline.inputs import FACTS
 
 RESUME = "finished shards are kept. Run the same command again to go on"
 _BUFFERS = 2
@@ -56,6 +58,20 @@ def passes(
         ) from error
 
 
+def numbered_batches(
+    backbone: Backbone,
+    layout: CacheLayout,
+    table: InputTable,
+    shards: Iterable[int],
+    batch_bound: int | None,
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield (shard, samples) of every forward pass of `shards`, in their order."""
+    for shard in shards:
+        samples = layout.samples_of(shard)
+        for batch in backbone.batches(samples, table.encoded.lengths, batch_bound):
+            yield shard, batch
+
+
 def put(buffer: ShardBuffer, each: Pass, backbone: Backbone, dtype: torch.dtype | None) -> None:
     """Compute one batch in the storage type, None if there are several; put it into the buffer."""
     try:
@@ -77,7 +93,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class WorkerPool:
     """Who computes: so many processes on this machine, or the workers of a running scheduler.
 
     Args:
@@ -103,12 +119,12 @@ class ShardJob:
     """What fills any shard of one cache, in any process that sees the same files.
 
     Args:
-        load: gives the backbone; must pickle.
+        load: gives the backbone; must pickle where the job is sent to workers.
         table: the inputs.
         layout: of the cache, with the calibration of int8.
         root: the cache, its metadata written.
         config: digest of its root metadata.
-        batch_tokens: bound of a forward pass.
+        batch_bound: bound of a forward pass.
         threads: of torch in this process; None leaves torch's.
     """
 
@@ -117,7 +133,7 @@ class ShardJob:
     layout: CacheLayout
     root: Location
     config: str
-    batch_tokens: int | None = None
+    batch_bound: int | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +148,11 @@ class ShardJob:
         vars(self).update(state)
         self.__post_init__()
 
+    def use(self, backbone: Backbone) -> "ShardJob":
+        """Take a backbone that this process has and that the cache was laid out for."""
+        self._backbone = backbone
+        return self
+
     def write(self, shard: int) -> Entry:
         """Compute a shard and write its files; return the ledger line that makes them count.
 
@@ -141,20 +162,37 @@ class ShardJob:
         """
         with self._buffers:
             with self._computing:
-                buffer = self._fill(shard)
+                buffer = ShardBuffer(self.layout, shard)
+                self.fill([shard], lambda _: nullcontext(buffer))
             return buffer.write(self.root, self.config, alone=False)
 
-    def _fill(self, shard: int) -> ShardBuffer:
-        if self._backbone is None:
-            self._backbone = self._checked_backbone()
-        backbone, buffer = self._backbone, ShardBuffer(self.layout, shard)
-        types, lengths = self.layout.geometry.types, self.table.encoded.lengths
-        batches = backbone.batches(buffer.samples, lengths, self.batch_tokens)
-        with torch_threads(self.threads):
-            numbered = ((shard, batch) for batch in batches)
-            for each in passes(backbone, self.table, numbered, self.threads):
-                put(buffer, each, backbone, common_type(types.values()))
-        return buffer
+    def fill(
+        self,
+        shards: Iterable[int],
+        buffer_of: Callable[[int], AbstractContextManager[ShardBuffer]],
+        told: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Compute `shards` in their order, each in the context of its buffer.
+
+        Args:
+            shards: their numbers.
+            buffer_of: opens the buffer of a shard; leaving it means that the shard is full.
+            told: called with the tokens (frames, images) of each forward pass.
+        """
+        self._backbone = self._backbone or self._checked_backbone()
+        backbone, lengths = self._backbone, self.table.encoded.lengths
+        types = self.layout.geometry.types
+        dtype = common_type(each for tap, each in types.items() if tap not in FACTS)
+        batches = numbered_batches(backbone, self.layout, self.table, shards, self.batch_bound)
+        with (
+            torch_threads(self.threads),
+            closing(passes(backbone, self.table, batches, self.threads)) as made,
+        ):
+            for shard, group in groupby(made, lambda each: each.shard):
+                with buffer_of(shard) as buffer:
+                    for each in group:
+                        put(buffer, each, backbone, dtype)
+                        told(int(lengths[each.samples].sum()))
 
     def _checked_backbone(self) -> Backbone:
         backbone = self.load()

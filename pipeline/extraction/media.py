@@ -24,7 +24,7 @@ _R = TypeVar("_R")
 
 
 class BadMedia(InputError):  # noqa: N818 - says it all
-    """Pictures or clips that cannot be read; the message names the rows and files."""
+    """Images or videos that cannot be read; the message names the rows and files."""
 
 
 class MediaChanged(PipelineError, RuntimeError):  # noqa: N818
@@ -116,6 +116,6 @@ def _notes(item: MediaInput) -> tuple[str, ...]:
     """Return what is odd about a file, from its header."""
     if isinstance(item, ImageInput):
         return inspect_image(item.path).notes
-    from pipeline.media.video import probe_video  # noqa: PLC0415 - clips only
+    from pipeline.media.video import probe_video  # noqa: PLC0415 - videos only
 
     return probe_video(item.path).notes

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from cache.location import Location
+from cache.storage.location import Location
 from pipeline.console import duration
 
 _SHOWN = 5
@@ -14,7 +14,7 @@ _SHOWN = 5
 class Progress(NamedTuple):
     """How far an extraction is: tokens and shards of this run, tokens a second, seconds left.
 
-    What counts as a token is the `unit`: tokens of texts, frames of clips, images.
+    What counts as a token is the `unit`: tokens of texts, frames of videos, images.
     """
 
     tokens: int
@@ -59,9 +59,10 @@ class Meter:
         """Seconds since the run began."""
         return time.perf_counter() - self._started
 
-    def add(self, tokens: int) -> None:
-        """Count tokens that are done."""
+    def add(self, tokens: int, shards: int = 0) -> None:
+        """Count tokens, and shards, that are done."""
         self.done += tokens
+        self.shards += shards
         if self._callback is not None:
             rate = self.done / self.seconds
             eta = (self.total - self.done) / rate if rate else 0.0

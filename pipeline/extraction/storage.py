@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from cache import Cache
-from cache.compression import parse_compression
-from cache.spec import StorageType
+from cache.format.compression import parse_compression
+from cache.format.spec import StorageType
 from pipeline.config import ConfigError
 from pipeline.selection import matches
 

@@ -34,10 +34,10 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import LoopRunner
 
 from cache import CacheWriter
-from cache.ledger import Entry
+from cache.format.ledger import Entry
 from pipeline.errors import PipelineError
-from pipeline.extraction.job import RESUME, Crew, ShardJob
-from pipeline.nannies import undisturbed_environment
+from pipeline.extraction.job import RESUME, ShardJob, WorkerPool
+from pipeline.processes import undisturbed_environment
 
 _TASKS = 2
 """Tasks at once in a worker: one computes, one writes."""
@@ -119,19 +119,19 @@ def fill_by_workers(
 
 
 @contextmanager
-def workers_of(crew: Crew) -> Iterator[Client]:
-    """Yield a client of the crew's workers; those that are started here end with it.
+def workers_of(pool: WorkerPool) -> Iterator[Client]:
+    """Yield a client of the pool's workers; those that are started here end with it.
 
     Raises:
         WorkersFailed: nothing answers at the scheduler's address, or it has no workers.
     """
-    if crew.scheduler is not None:
-        with _reached(crew.scheduler) as client:
+    if pool.scheduler is not None:
+        with _reached(pool.scheduler) as client:
             yield client
         return
     environments = worker_environments(
-        crew.workers,
-        threads=crew.threads_each or 1,
+        pool.workers,
+        threads=pool.threads_each or 1,
         gpus=torch.cuda.device_count(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from cache.quantize import requantized
+from cache.format.quantize import requantized
 from pipeline.backbones.convnets.build import build_convnet
 from pipeline.backbones.convnets.config import ConvNetConfig
 from pipeline.backbones.pooling import pool_states

@@ -1,4 +1,4 @@
-"""Animated pictures as clips: webp, gif, apng, avif, read by Pillow.
+"""Animated images as videos: webp, gif, apng, avif, read by Pillow.
 
 Cost: times come from the headers where the format has them (webp), else from a walk over the
 frames. Frames are decoded in order up to the last one wanted: Pillow cannot jump.
@@ -21,7 +21,7 @@ STILL_MS = 100.0
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a picture has more than one frame.
+    """Whether an image has more than one frame.
 
     Raises:
         MediaError: it cannot be read.
@@ -31,7 +31,7 @@ def is_animated(path: Path) -> bool:
 
 
 def probe_animated(path: Path) -> VideoInfo:
-    """Return what an animated picture holds; a still one is a clip of one frame.
+    """Return what an animated image holds; a still one is a video of one frame.
 
     Raises:
         MediaError: it cannot be read.
@@ -40,7 +40,7 @@ def probe_animated(path: Path) -> VideoInfo:
         width, height = image.size
         shown = _webp_durations(path) if image.format == "WEBP" else []
         shown = shown if len(shown) == getattr(image, "n_frames", 1) else list(_durations(image))
-    notes = ("a still picture: one frame",) if len(shown) == 1 else ()
+    notes = ("a still image: one frame",) if len(shown) == 1 else ()
     if any(value <= 0 for value in shown) and len(shown) > 1:
         notes = (*notes, f"frames of no stated duration: {STILL_MS:g} ms each")
     lengths = np.array([value if value > 0 else STILL_MS for value in shown]) / 1000

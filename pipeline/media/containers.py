@@ -1,4 +1,4 @@
-"""Clips in containers of FFmpeg (mp4, mov, webm, mkv, avi, ...), through PyAV.
+"""Videos in containers of FFmpeg (mp4, mov, webm, mkv, avi, ...), through PyAV.
 
 A file's packets tell every frame's time without decoding. Reading then jumps to the last key frame
 before each wanted frame and decodes from there, so 12 frames of an hour cost 12 stretches between
@@ -127,7 +127,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                     f"{path}: damaged or truncated, or in a codec that this FFmpeg does not know; "
                     "restore the file, convert it to mp4, or leave its row out"
                 )
-            true[0].codec_context.thread_count = 1  # clips are decoded side by side
+            true[0].codec_context.thread_count = 1  # videos are decoded side by side
             yield container, true[0]
     except OSError as error:
         if not isinstance(error, av.error.FFmpegError) or isinstance(error, FileNotFoundError):
@@ -141,7 +141,7 @@ def _damaged(path: Path, error: Any) -> MediaError:
     if path.is_file() and not path.stat().st_size:
         return MediaError(f"{path}: the file is empty; restore it or leave its row out")
     return MediaError(
-        f"{path}: not a clip, or damaged or truncated ({error.strerror}); restore the file, "
+        f"{path}: not a video, or damaged or truncated ({error.strerror}); restore the file, "
         "convert it to mp4, or leave its row out"
     )
 
@@ -149,7 +149,7 @@ def _damaged(path: Path, error: Any) -> MediaError:
 def _no_video(path: Path, container: Any, covers: int) -> str:
     kinds = sorted({stream.type for stream in container.streams})
     what = f"only {', '.join(kinds)}" if kinds else "no streams"
-    what = "only sound with a cover picture" if covers else what
+    what = "only sound with a cover image" if covers else what
     return f"{path}: holds {what}, no video; leave its row out"
 
 
@@ -158,7 +158,7 @@ def _pyav() -> Any:
         import av  # noqa: PLC0415 - optional
     except ImportError as error:
         raise MediaError(
-            "clips need PyAV, which is not installed: pip install 'unipt[video]' (animated webp, "
+            "videos need PyAV, which is not installed: pip install 'unipt[video]' (animated webp, "
             "gif and png do without)"
         ) from error
     return av

@@ -1,4 +1,4 @@
-"""Which frames of a clip are looked at: one every so often, then evenly down to a bound.
+"""Which frames of a video are looked at: one every so often, then evenly down to a bound.
 
 The choice is made from the frames' times alone, before any is decoded, so that the number of
 frames is known early and a frame is never given twice. Cost: a binary search a frame.
@@ -17,14 +17,14 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoInfo:
-    """What a clip holds."""
+    """What a video holds."""
 
     duration_s: float
     """From the first frame's appearance to the last one's end, in seconds."""
     fps: float
     """Frames a second, on average."""
     frames: int
-    """Frames in the clip."""
+    """Frames in the video."""
     width: int
     """Width as shown, after the rotation, in pixels; 0 when only decoding tells."""
     height: int
@@ -34,17 +34,17 @@ class VideoInfo:
     notes: tuple[str, ...]
     """What is unusual about it: a variable frame rate, several video streams."""
     stamps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """`times` as the container writes them, in its own unit; empty for animated pictures."""
+    """`times` as the container writes them, in its own unit; empty for animated images."""
     keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """The stamps of frames that decode alone, ascending; empty for animated pictures."""
+    """The stamps of frames that decode alone, ascending; empty for animated images."""
 
 
 def frame_times(info: VideoInfo, fps: float = 1.0, max_frames: int = 12) -> NDArray[np.float64]:
     """Return when the frames that are looked at appear, ascending, in seconds.
 
     Args:
-        info: the clip.
-        fps: frames a second to look at; 0 spreads `max_frames` over the clip.
+        info: the video.
+        fps: frames a second to look at; 0 spreads `max_frames` over the video.
         max_frames: most frames.
 
     Raises:
@@ -58,11 +58,12 @@ def frame_numbers(info: VideoInfo, fps: float = 1.0, max_frames: int = 12) -> ND
 
     The frames shown at 0, 1 / fps, 2 / fps, ... seconds; of more than `max_frames` an even choice
     that has the first and the last (CLIP4Clip, section 4.2: 1 fps, 12 frames). With `fps` 0, the
-    frames shown in the middle of `max_frames` equal parts of the clip; or all, if they are no more.
+    frames shown in the middle of `max_frames` equal parts of the video; or all, if there are no
+    more.
 
     Args:
-        info: the clip.
-        fps: frames a second to look at; 0 spreads `max_frames` over the clip.
+        info: the video.
+        fps: frames a second to look at; 0 spreads `max_frames` over the video.
         max_frames: most frames.
 
     Raises:
@@ -70,8 +71,8 @@ def frame_numbers(info: VideoInfo, fps: float = 1.0, max_frames: int = 12) -> ND
     """
     if not (0 <= fps < np.inf) or max_frames < 1:
         raise ValueError(
-            f"fps={fps}, max_frames={max_frames}: give fps of at least 0 (0: evenly over the clip) "
-            "and at least 1 frame"
+            f"fps={fps}, max_frames={max_frames}: give fps of at least 0 (0: evenly over the "
+            "video) and at least 1 frame"
         )
     if fps == 0:
         if info.frames <= max_frames:

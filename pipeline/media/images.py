@@ -1,7 +1,7 @@
-"""Pictures from files: every mode Pillow reads becomes 8-bit RGB, or is refused by name.
+"""Images from files: every mode Pillow reads becomes 8-bit RGB, or is refused by name.
 
 What was done on the way (16 bits scaled, transparency laid over white, the first frame taken) is
-told in notes that callers count. Cost: one decode, and one copy per conversion; a picture holds
+told in notes that callers count. Cost: one decode, and one copy per conversion; an image holds
 3 bytes a pixel, and none above `MAX_PIXELS` is decoded.
 """
 
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 MAX_PIXELS = 178_956_970
-"""Most pixels a picture may have: twice Pillow's own mark, 537 MB as RGB."""
+"""Most pixels an image may have: twice Pillow's own mark, 537 MB as RGB."""
 
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 ANIMATED_FORMATS = ("AVIF", "GIF", "PNG", "WEBP")
-NOT_PICTURES = {
+NOT_IMAGES = {
     b"version https://git-lfs": "it is a Git LFS pointer: fetch the file with `git lfs pull`",
     b"<!doctype html": "it is a web page, probably of a failed download: download it again",
     b"<html": "it is a web page, probably of a failed download: download it again",
@@ -42,12 +42,12 @@ NOT_PICTURES = {
 
 
 class MediaError(PipelineError, ValueError):
-    """A picture, a clip or its preprocessing cannot be used; the message names it and a way out."""
+    """An image, a video or its preprocessing cannot be used; the message names it and a way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """What a picture file holds."""
+    """What an image file holds."""
 
     width: int
     """Width as shown, after the EXIF rotation, in pixels."""
@@ -58,11 +58,11 @@ class ImageInfo:
     mode: str
     """Pillow's mode of the stored pixels: "RGB", "I;16", "CMYK", ..."""
     notes: tuple[str, ...]
-    """What is done to make it 8-bit RGB; empty for an ordinary picture."""
+    """What is done to make it 8-bit RGB; empty for an ordinary image."""
 
 
 def open_image(source: Path | str | bytes) -> Image.Image:
-    """Decode a picture as RGB, upright after its EXIF orientation.
+    """Decode an image as RGB, upright after its EXIF orientation.
 
     16-bit values are scaled to 8 bits, transparency is laid over white, an animation gives its
     first frame, CMYK and palettes are converted.
@@ -71,14 +71,14 @@ def open_image(source: Path | str | bytes) -> Image.Image:
         source: a file, or its bytes.
 
     Raises:
-        MediaError: no picture, damaged, truncated, too large, or with pixels that have no RGB form.
+        MediaError: no image, damaged, truncated, too large, or with pixels that have no RGB form.
     """
     with opened(source) as image:
         return to_rgb(image)[0]
 
 
 def inspect_image(source: Path | str | bytes) -> ImageInfo:
-    """Decode a picture as `open_image` does and describe it.
+    """Decode an image as `open_image` does and describe it.
 
     Raises:
         MediaError: as `open_image`.
@@ -88,7 +88,7 @@ def inspect_image(source: Path | str | bytes) -> ImageInfo:
         rgb, notes = to_rgb(image)
         frames = int(getattr(image, "n_frames", 1))
         if frames > 1:
-            kind = "animated" if image.format in ANIMATED_FORMATS else "several pictures"
+            kind = "animated" if image.format in ANIMATED_FORMATS else "several images"
             unit = "frames" if kind == "animated" else "pages"
             notes = (f"{kind}: first of {frames} {unit}", *notes)
         width, height = rgb.size
@@ -128,7 +128,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 @contextmanager
 def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
-    """Open a picture; whatever fails inside the block is a MediaError that names the file."""
+    """Open an image; whatever fails inside the block is a MediaError that names the file."""
     name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -144,7 +144,7 @@ def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
     except MediaError as error:
         raise MediaError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise MediaError(f"{name}: not a picture: {_guess(data)}") from error
+        raise MediaError(f"{name}: not an image: {_guess(data)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
             f"{name}: too large ({error}); at most {MAX_PIXELS:,} pixels: make it smaller first"
@@ -158,7 +158,7 @@ def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
 
 def _guess(data: bytes) -> str:
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, what in NOT_PICTURES.items():
+    for start, what in NOT_IMAGES.items():
         if head.startswith(start):
             return what
     return "its format is unknown to Pillow; convert it to PNG or JPEG, or leave its row out"

@@ -107,13 +107,13 @@ def _geometry(name: str, values: Mapping[str, Any], sized: bool) -> dict[str, An
     if not values["do_resize"]:
         if crop is None and not sized:
             raise TransformNotSupported(
-                f"{name} neither resizes nor crops, so pictures form no batch: give an image size"
+                f"{name} neither resizes nor crops, so images form no batch: give an image size"
             )
         return {"resize": "none", "crop": "center", "size": crop or (224, 224)}
     kind, size = _size(name, values["size"], square=bool(values["default_to_square"]))
     if crop is None and kind == "shortest" and not sized:
         raise TransformNotSupported(
-            f"{name} keeps the pictures' shapes (size {values['size']} and no centre crop), so "
+            f"{name} keeps the images' shapes (size {values['size']} and no centre crop), so "
             "they form no batch: give an image size"
         )
     if crop is None:

@@ -1,8 +1,8 @@
-"""From a picture to a model's pixels: resize, crop, rescale and normalise, or an augmented view.
+"""From an image to a model's pixels: resize, crop, rescale and normalise, or an augmented view.
 
 Equal, bit for bit, to the Pillow processors of transformers for the families in `processors.py`,
 whose `preprocessor_config.json` it reads (EfficientNet's offset is folded into the mean, which
-differs by float32 rounding, 4e-6 of values up to 19). Pictures whose resized form would be
+differs by float32 rounding, 4e-6 of values up to 19). Images whose resized form would be
 `OVERSIZE` times the output are resized only where the crop is, within one level of 255. Cost: one
 Pillow resize and one table look-up a value.
 Legend: H, W the height and width of the output.
@@ -22,14 +22,14 @@ from .processors import BICUBIC, HALF, TransformNotSupported, processor_fields
 __all__ = ["ImageTransform", "TransformNotSupported"]
 
 LEAST_SIDE = 0.6
-"""Smallest side of an augmented view's crop, as a fraction of the picture's (VSE-infinity)."""
+"""Smallest side of an augmented view's crop, as a fraction of the image's (VSE-infinity)."""
 OVERSIZE = 16
-"""A resized picture that is this many times the crop is not made: only the crop is."""
+"""A resized image that is this many times the crop is not made: only the crop is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-    """Preprocessing of one picture: Pillow RGB to float32 ``[3, H, W]``.
+    """Preprocessing of one image: Pillow RGB to float32 ``[3, H, W]``.
 
     Value v of channel c becomes ``(v * rescale - mean[c]) / std[c]``.
 
@@ -44,7 +44,7 @@ class ImageTransform:
     resize_size: tuple[int, int] | None = None
     """Height and width to resize to before the crop, in pixels; None: `size`."""
     crop: Literal["center", "none"] = "none"
-    """"center" cuts `size` from the middle, black where the picture is smaller."""
+    """"center" cuts `size` from the middle, black where the image is smaller."""
     resample: int = BICUBIC
     """Pillow's filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming."""
     rescale: float = 1 / 255
@@ -69,7 +69,7 @@ class ImageTransform:
         exact = self.resize == "exact" and self.resize_size in (None, self.size)
         if self.crop == "none" and not exact:
             raise ValueError(
-                f"resize={self.resize!r} without a crop gives pictures of several "
+                f"resize={self.resize!r} without a crop gives images of several "
                 "sizes, which form no batch; take crop='center' or resize='exact'"
             )
         if self.resample not in range(6):
@@ -78,7 +78,7 @@ class ImageTransform:
             raise ValueError(f"mean={self.mean}, std={self.std}: three values each, no std of 0")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return the pixels of an RGB picture of any size: float32 ``[3, H, W]``."""
+        """Return the pixels of an RGB image of any size: float32 ``[3, H, W]``."""
         levels = np.arange(256, dtype=np.float64) * self.rescale
         mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
         table = (levels.astype(np.float32)[:, None] - mean) / std  # [256, 3]
@@ -88,7 +88,7 @@ class ImageTransform:
     def augmented(self, image: Image.Image, seed: int | bytes) -> torch.Tensor:
         """Return the pixels of a random crop (sides 0.6 to 1.0), half the time mirrored.
 
-        The view depends on the seed alone, so all frames of a clip get the same one.
+        The view depends on the seed alone, so all frames of a video get the same one.
 
         Args:
             image: RGB, any size.
@@ -125,7 +125,7 @@ class ImageTransform:
         return image.crop((left, top, left + self.size[1], top + self.size[0]))  # black outside
 
     def with_size(self, height: int, width: int) -> "ImageTransform":
-        """Return the transform for another output size; the crop keeps its share of the picture."""
+        """Return the transform for another output size; the crop keeps its share of the image."""
         if self.resize_size is None:
             return dataclasses.replace(self, size=(height, width))
         rows, columns = (
@@ -172,7 +172,7 @@ class ImageTransform:
         return transform if size is None else transform.with_size(*size)
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """Return the height and width that the picture is resized to."""
+        """Return the height and width that the image is resized to."""
         rows, columns = self.resize_size or self.size
         if self.resize == "none":
             return image.height, image.width

@@ -1,7 +1,7 @@
-"""Clips from files: what they hold, and the frames of them that a model looks at.
+"""Videos from files: what they hold, and the frames of them that a model looks at.
 
-Animated pictures are read by Pillow (`animated.py`), everything else by PyAV (`containers.py`),
-which is optional until such a clip is met. Cost: `probe_video` reads a file once and decodes one
+Animated images are read by Pillow (`animated.py`), everything else by PyAV (`containers.py`),
+which is optional until such a video is met. Cost: `probe_video` reads a file once and decodes one
 frame; `read_frames` adds the frames chosen, 3 bytes a pixel each.
 """
 
@@ -32,7 +32,7 @@ STILL = (
     "tiff",
 )
 MOVING = ("apng", "avif", "gif", "png", "webp")
-"""Suffixes of picture formats that may move; an apng always is a clip."""
+"""Suffixes of image formats that may move; an apng always is a video."""
 CONTAINERS = (
     *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv"),
     *("ts", "webm", "wmv"),
@@ -40,7 +40,7 @@ CONTAINERS = (
 
 
 def probe_video(path: Path | str) -> VideoInfo:
-    """Return what a clip holds: its duration, and when each frame appears.
+    """Return what a video holds: its duration, and when each frame appears.
 
     Raises:
         MediaError: no video stream, no frames, damaged or truncated; the message names the file
@@ -56,10 +56,10 @@ def read_frames(
     """Return the frames that are looked at (`frame_numbers`), as upright RGB.
 
     Args:
-        path: the clip.
-        fps: frames a second to look at; 0 spreads `max_frames` over the clip.
+        path: the video.
+        fps: frames a second to look at; 0 spreads `max_frames` over the video.
         max_frames: most frames.
-        info: what `probe_video` said of the clip, to save asking again.
+        info: what `probe_video` said of the video, to save asking again.
 
     Raises:
         MediaError: as `probe_video`; or a frame cannot be decoded.
@@ -71,7 +71,7 @@ def read_frames(
 def iter_frames(
     path: Path | str, fps: float = 1.0, max_frames: int = 12, info: VideoInfo | None = None
 ) -> Iterator[Image.Image]:
-    """Yield what `read_frames` returns, for clips whose frames are large.
+    """Yield what `read_frames` returns, for videos whose frames are large.
 
     Raises:
         MediaError: as `read_frames`.
@@ -87,14 +87,14 @@ def iter_frames(
 
 
 def is_video(path: Path | str) -> bool:
-    """Whether a file is a clip, as `media_kind` says."""
+    """Whether a file is a video, as `media_kind` says."""
     return media_kind(path) == "video"
 
 
 def media_kind(path: Path | str) -> Literal["image", "video"] | None:
     """Return what a file is by its suffix; of formats that may move, by whether this one does.
 
-    A damaged file of such a format counts as a picture, whose reader then says what is wrong.
+    A damaged file of such a format counts as an image, whose reader then says what is wrong.
     """
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")

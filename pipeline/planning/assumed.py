@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.extraction.table import InputTable
 from pipeline.inputs import KEY_BYTES
-from pipeline.table import InputTable
 
 
 class Lengths(NamedTuple):

@@ -7,23 +7,19 @@ named keep most.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from cache import CacheLayout
-from cache.spec import StorageTypes
+from cache.format.spec import StorageTypes
 from pipeline.backbones import Backbone, BackboneError
-from pipeline.backbones.image import ImageBackbone
+from pipeline.extraction.config import ExtractConfig
+from pipeline.extraction.table import InputTable
 from pipeline.planning.assumed import cap_lengths, keep_views
-from pipeline.planning.config import PlanConfig, RetrievalPlanConfig
-from pipeline.table import InputTable
 
-IMAGE_SIDES = (448, 384, 336, 288, 256, 224, 192, 160, 128)
-FRAMES = (8, 6, 4, 2, 1)
 POOLINGS = {f"cells={n}": f"maps of at most {n} x {n} cells" for n in (28, 14, 7)}
 POOLINGS["mean"] = "one mean vector of each tap, for tasks that need no more"
-LENGTHS = (256, 128, 64, 32, 24, 16)
 
 
 class Alternative(BaseModel):
@@ -55,7 +51,7 @@ class _Setting(NamedTuple):
 
 
 def alternatives(
-    config: PlanConfig | RetrievalPlanConfig, backbone: Backbone, table: InputTable, budget: int
+    config: ExtractConfig, backbone: Backbone, table: InputTable, budget: int
 ) -> tuple[Alternative, ...]:
     """Return other options and their bytes: those within `budget`, then those that are not.
 
@@ -63,7 +59,7 @@ def alternatives(
     """
     found: list[Alternative] = []
     start = _Setting(backbone, table, config.storage(backbone), (), "")
-    for setting in (start, *_changes(config, start)):
+    for setting in (start, *_changes(start)):
         whole = _price(config, setting, None, budget)
         if setting is not start:
             found.append(whole)
@@ -72,7 +68,7 @@ def alternatives(
     return tuple(sorted(found, key=lambda each: (not each.fits, -each.total_bytes)))
 
 
-def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Iterator[_Setting]:
+def _changes(start: _Setting) -> Iterator[_Setting]:
     """Yield settings with one change each."""
     backbone, table = start.backbone, start.table
     if start.dtype == "float32":
@@ -94,19 +90,13 @@ def _changes(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Itera
             )
     if backbone.pool == "none":
         yield from _poolings(start)
-    if isinstance(backbone, ImageBackbone) and backbone.modality == "video":
-        for frames in FRAMES:
-            if frames < int(table.encoded.lengths.max()):
-                yield start._replace(
-                    backbone=_rebuilt(backbone, max_frames=frames),
-                    table=cap_lengths(table, frames),
-                    options=(f"--max-frames {frames}",),
-                    change=f"{frames} frame(s) of a clip",
-                )
-    if isinstance(backbone, ImageBackbone):
-        yield from _sizes(start, backbone)
-    if backbone.modality == "text":
-        yield from _lengths(config, start)
+    for each in backbone.smaller(int(table.encoded.lengths.max())):
+        yield start._replace(
+            backbone=each.backbone,
+            table=table if each.longest is None else cap_lengths(table, each.longest),
+            options=(each.option,),
+            change=each.change,
+        )
 
 
 def _poolings(start: _Setting) -> Iterator[_Setting]:
@@ -118,61 +108,7 @@ def _poolings(start: _Setting) -> Iterator[_Setting]:
         yield start._replace(backbone=pooled, options=(f"--pool {pool}",), change=change)
 
 
-def _sizes(start: _Setting, backbone: ImageBackbone) -> Iterator[_Setting]:
-    height, width = backbone.size
-    for side in IMAGE_SIDES:
-        size = (side, round(side * width / height / 32) * 32 if width != height else side)
-        if side >= height or not size[1]:
-            continue
-        try:
-            smaller = _rebuilt(backbone, size=size)
-        except (BackboneError, ValueError):  # a model of one size only
-            continue
-        name = f"{side}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
-        yield start._replace(
-            backbone=smaller,
-            options=(f"--image-size {name}",),
-            change=f"pictures of {size[0]} x {size[1]} pixels",
-        )
-
-
-def _lengths(config: PlanConfig | RetrievalPlanConfig, start: _Setting) -> Iterator[_Setting]:
-    longest = int(start.table.encoded.lengths.max())
-    for length in LENGTHS:
-        if length < min(longest, config.max_length or longest):
-            yield start._replace(
-                table=cap_lengths(start.table, length),
-                options=(f"--max-length {length}",),
-                change=f"texts of at most {length} tokens",
-            )
-
-
-def _rebuilt(
-    backbone: ImageBackbone, *, size: tuple[int, int] | None = None, max_frames: int | None = None
-) -> ImageBackbone:
-    """Return a backbone around the same model for other pixels or frames."""
-    kind: Any = type(backbone)
-    names = ("fps", "max_frames") if backbone.modality == "video" else ()
-    own = {name: getattr(backbone, name) for name in names}
-    if max_frames is not None:
-        own["max_frames"] = max_frames
-    rebuilt: ImageBackbone = kind(
-        backbone.model,
-        backbone.transform.with_size(*(size or backbone.size)),
-        name=backbone.name,
-        taps=tuple(backbone.tap_modules),
-        autocast=backbone.autocast,
-        digest=backbone.fingerprint_parts()["weights"]["sha256"],
-        revision=backbone.revision,
-        pool=backbone.pool,
-        **own,
-    )
-    return rebuilt
-
-
-def _fewer_taps(
-    config: PlanConfig | RetrievalPlanConfig, setting: _Setting, budget: int
-) -> Alternative | None:
+def _fewer_taps(config: ExtractConfig, setting: _Setting, budget: int) -> Alternative | None:
     """Return the alternative with the most taps that fits, or with two; None below three taps."""
     names = [tap.name for tap in setting.backbone.taps]
     if len(names) < 3:
@@ -202,7 +138,7 @@ def thinned(weights: Sequence[int], count: int) -> list[int]:
 
 
 def _price(
-    config: PlanConfig | RetrievalPlanConfig,
+    config: ExtractConfig,
     setting: _Setting,
     taps: tuple[str, ...] | None,
     budget: int,
@@ -216,9 +152,7 @@ def _price(
     return Alternative(options=options, change=change, total_bytes=total, fits=total <= budget)
 
 
-def _layout(
-    config: PlanConfig | RetrievalPlanConfig, setting: _Setting, taps: tuple[str, ...] | None
-) -> CacheLayout:
+def _layout(config: ExtractConfig, setting: _Setting, taps: tuple[str, ...] | None) -> CacheLayout:
     return setting.table.layout(
         setting.backbone,
         dtype=setting.dtype,

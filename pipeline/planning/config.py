@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config import Config
-from pipeline.extraction.config import ExtractConfig, ExtractOptions, RetrievalExtractConfig
+from pipeline.extraction.config import ExtractConfig
 from pipeline.places import Place
 
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -33,8 +32,8 @@ def _checked_bytes(text: str) -> str:
     return text
 
 
-class PlanOptions(Config):
-    """How an extraction is priced, and the training it is meant for."""
+class PlanConfig(ExtractConfig):
+    """An extraction to be priced, and the training it is meant for."""
 
     out: Place = Path("cache.zarr")
     """Folder the cache would go to: its disk counts, and what is already written there."""
@@ -46,19 +45,3 @@ class PlanOptions(Config):
     """Price so many inputs like those given, each with a content of its own."""
     budget: Annotated[str, AfterValidator(_checked_bytes)] | None = None
     """Size the cache must stay under, such as '200GB': the plan names the options that do it."""
-
-
-class PlanConfig(PlanOptions, ExtractConfig):
-    """An extraction of sentences to be priced, and the training it is meant for."""
-
-
-class RetrievalPlanConfig(PlanOptions, RetrievalExtractConfig):
-    """An extraction of one tower to be priced, and the training it is meant for."""
-
-
-def with_plan_options(config: ExtractOptions) -> PlanConfig | RetrievalPlanConfig:
-    """Return the config of a plan for what `config` extracts."""
-    if isinstance(config, PlanConfig | RetrievalPlanConfig):
-        return config
-    cls = RetrievalPlanConfig if isinstance(config, RetrievalExtractConfig) else PlanConfig
-    return cls(**dict(config))

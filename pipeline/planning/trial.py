@@ -1,6 +1,6 @@
 """The measured trial of a plan: some real forward passes, and a side network's step on them.
 
-Costs about `seconds`, and at least two forward passes. Pictures are decoded by the same threads as
+Costs about `seconds`, and at least two forward passes. Images are decoded by the same threads as
 in the extraction, so that the rate holds for it. N taps, T tokens.
 """
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache import TapSpec
-from cache.spec import StorageTypes, common_type, types_by_tap
+from cache.format.spec import StorageTypes, common_type, types_by_tap
 from pipeline.backbones import Backbone
 from pipeline.extraction.feed import feed
-from pipeline.table import InputTable
+from pipeline.extraction.table import InputTable
+from pipeline.inputs import FACTS
 from unipt import ConvSideNetwork, SideNetwork
 
 SIDE_TOKENS = 2048
@@ -38,7 +39,9 @@ def measure(
     The batches are visited in random order, so that any prefix covers long and short ones of many
     shards; the first is run once more beforehand to warm up.
     """
-    taken = common_type(types_by_tap(dtype, backbone.taps).values())
+    types = types_by_tap(dtype, backbone.taps)
+    taps = [tap for tap in backbone.taps if tap.name not in FACTS]
+    taken = common_type(types[tap.name] for tap in taps)
     order = np.random.default_rng(0).permutation(len(batches))
     tokens, spent, enough = 0, 0.0, False
     kept: list[tuple[dict[str, Tensor], NDArray[np.int64]]] = []
@@ -54,15 +57,15 @@ def measure(
             tokens += int(each.encoded.lengths.sum())
             if not enough:
                 kept.append((states, each.encoded.lengths))
-                enough = sum(_side_tokens(backbone.taps, part) for part, _ in kept) >= SIDE_TOKENS
+                enough = sum(_side_tokens(taps, part) for part, _ in kept) >= SIDE_TOKENS
             if spent >= seconds:
                 break
             mark = time.perf_counter()
     finally:
         passes.close()
-    states = {tap.name: torch.cat([part[tap.name] for part, _ in kept]) for tap in backbone.taps}
+    states = {tap.name: torch.cat([part[tap.name] for part, _ in kept]) for tap in taps}
     lengths = np.concatenate([lengths for _, lengths in kept])
-    side = _side_seconds(backbone.taps, states, lengths, side_width)
+    side = _side_seconds(taps, states, lengths, side_width)
     return tokens / spent, int(lengths.sum()) / side if side else 0.0
 
 
@@ -112,7 +115,7 @@ def _token_step(
     packed = stacked.reshape(len(alike), -1, wide).clone()  # [N, T, D]; leaves inference mode
     if alike[-1].kind == "tokens":
         sizes = lengths
-    else:  # each picture or frame is a sample of P tokens, or of one
+    else:  # each image or frame is a sample of P tokens, or of one
         count = 1 if stacked.dim() == 3 else stacked.shape[2]
         sizes = np.full(stacked.shape[1], count, dtype=np.int64)
     offsets = torch.from_numpy(np.cumsum([0, *sizes])).to(packed.device)

@@ -1,7 +1,7 @@
 """The configurations of data sets of labelled texts and of captions: columns, labels, protocols."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
@@ -46,9 +46,9 @@ class TextData(DataConfig):
     metrics: tuple[str, ...] | None = None
     """Metrics to report, the first one choosing the best epoch; by default the task's own."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems = []
+    def contradictions(self) -> list[str]:
+        """Return what of the task, the labels and the shares does not go together."""
+        problems = super().contradictions()
         if self.task not in (*KINDS, *TASKS):
             problems.append(f"unknown task {self.task!r}; known: {', '.join((*KINDS, *TASKS))}")
         if self.label_margin < 0:
@@ -59,9 +59,7 @@ class TextData(DataConfig):
             problems.append("label_threshold makes classes: it needs task classification")
         if self.label_names is not None and len(set(self.label_names)) != len(self.label_names):
             problems.append(f"label_names has duplicates: {self.label_names}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     @property
     def preset(self) -> TaskPreset | None:
@@ -126,8 +124,7 @@ class CaptionData(DataConfig):
             return PROTOCOLS.get(task, {}) | values
         return values
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.folds < 1:
-            raise ValueError(f"folds must be at least 1, not {self.folds}")
-        return self
+    def contradictions(self) -> list[str]:
+        """Return what is wrong with the folds and the shares."""
+        folds = [] if self.folds > 0 else [f"folds must be at least 1, not {self.folds}"]
+        return super().contradictions() + folds

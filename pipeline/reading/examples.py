@@ -5,6 +5,7 @@ Unusable rows are errors that name the file and the lines, unless `bad_rows` is 
 
 import logging
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.data import Example
@@ -39,15 +40,40 @@ def label_names(source: Source, config: TextData) -> tuple[str, ...] | None:
     column = source.columns.label
     if stated := source.table.class_names.get(source.table.find(column) or ""):
         return stated
-    found = {name for value in source.table.values(column) if (name := _plain(value)) is not None}
+    return class_names(source.table.values(column), f"{source.table.source} column {column!r}")
+
+
+def class_names(values: Iterable[Any], where: str) -> tuple[str, ...]:
+    """Return the different labels among `values`, numbers first and in their order.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    found = {name for value in values if (name := plain(value)) is not None}
     if len(found) < 2:
         raise DataError(
-            f"{source.table.source} column {column!r} shows {len(found)} class(es) "
-            f"({', '.join(sorted(found))}); a classification needs at least two"
+            f"{where} shows {len(found)} class(es) ({', '.join(sorted(found))}); a classification "
+            "needs at least two"
         )
     return tuple(
         sorted(found, key=lambda name: (not _is_int(name), _is_int(name) and int(name), name))
     )
+
+
+def class_number(value: Any, labels: Sequence[str]) -> int:
+    """Return the number of a label, given by name or by number.
+
+    Raises:
+        BadRowError: it is missing or unknown.
+    """
+    name = plain(value)
+    if name is None:
+        raise BadRowError("the label is missing")
+    if name in labels:
+        return labels.index(name)
+    if _is_int(name) and 0 <= int(name) < len(labels) and not any(map(_is_int, labels)):
+        return int(name)
+    raise BadRowError(f"unknown label {name!r} (known: {', '.join(labels)})")
 
 
 def read_examples(
@@ -94,7 +120,7 @@ def read_examples(
     settle([problems], config.bad_rows)
     if skipped:
         logger.info("%s: %d rows within the label margin left out", table.source, skipped)
-    _check_ids(table.source, examples)
+    check_ids(table.source, examples)
     return examples
 
 
@@ -124,7 +150,7 @@ def _group_values(table: Table, split: str, config: TextData) -> list[Any]:
 def _group(value: Any) -> str | None:
     if value is _NO_GROUP:
         return None
-    name = _plain(value)
+    name = plain(value)
     if name is None:
         raise BadRowError("the group is missing")
     return name
@@ -132,7 +158,7 @@ def _group(value: Any) -> str | None:
 
 def hides_label(value: Any, labels: tuple[str, ...] | None) -> bool:
     """Whether a test label is a placeholder: missing, or -1 where that is no class."""
-    name = _plain(value)
+    name = plain(value)
     return name is None or (name in ("-1", "-1.0") and (labels is None or name not in labels))
 
 
@@ -147,7 +173,7 @@ def _inputs(text: Any, pair: Any, is_pair: bool, mode: str) -> tuple[TextInput, 
 
 
 def _target(value: Any, labels: tuple[str, ...] | None, config: TextData) -> int | float:
-    name = _plain(value)
+    name = plain(value)
     if name is None:
         raise BadRowError("the label is missing")
     if labels is None:
@@ -157,11 +183,7 @@ def _target(value: Any, labels: tuple[str, ...] | None, config: TextData) -> int
         if config.label_margin and abs(distance) <= config.label_margin:
             raise _LeftOutError
         return int(distance > 0)
-    if name in labels:
-        return labels.index(name)
-    if _is_int(name) and 0 <= int(name) < len(labels) and not any(map(_is_int, labels)):
-        return int(name)
-    raise BadRowError(f"unknown label {name!r} (known: {', '.join(labels)})")
+    return class_number(value, labels)
 
 
 def _number(name: str) -> float:
@@ -174,7 +196,7 @@ def _number(name: str) -> float:
     return number
 
 
-def _plain(value: Any) -> str | None:
+def plain(value: Any) -> str | None:
     """Return a label as text, 1.0 as "1"; None if it is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -187,7 +209,8 @@ def _is_int(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _check_ids(source: str, examples: list[Example]) -> None:
+def check_ids(source: str, examples: Sequence[Example]) -> None:
+    """Raise DataError if an id appears twice."""
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:

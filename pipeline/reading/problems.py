@@ -53,10 +53,16 @@ def checked_text(value: object, what: str = "the text") -> str:
     """Return `value` as text.
 
     Raises:
-        BadRowError: it is missing or holds nothing but white space; `what` names it.
+        BadRowError: it is missing, a list or a mapping, or holds nothing but white space; `what`
+            names it.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise BadRowError(f"{what} is missing")
+    if isinstance(value, dict | list | tuple):
+        kind = "mapping" if isinstance(value, dict) else "list"
+        raise BadRowError(
+            f"{what} is a {kind}, not a text: join its parts, or name the column of a text"
+        )
     text = value if isinstance(value, str) else str(value)
     if not text.strip():
         raise BadRowError(f"{what} is empty")

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.data import Example, clusters
+from pipeline.data import DataConfig, Example, clusters
 from pipeline.errors import DataError
-from pipeline.reading.config import TextData
 from pipeline.reading.glue import SplitRule
 
 logger = logging.getLogger(__name__)
@@ -23,13 +22,20 @@ LARGE_TASK_DEV = 1000
 Splits = dict[str, list[Example]]
 
 
-def assign_splits(rows: Mapping[str, list[Example]], config: TextData) -> Splits:
+def assign_splits(
+    rows: Mapping[str, list[Example]], config: DataConfig, rule: SplitRule | None = None
+) -> Splits:
     """Return the splits "train", "dev" and, where there is one, "test".
+
+    Args:
+        rows: the examples of each file or part of a folder, by its name.
+        config: which files there are, and the shares and the seed of a split.
+        rule: what serves as dev and test where a published task hides its test labels.
 
     Raises:
         DataError: a split that must not be empty is empty.
     """
-    splits = _assign(dict(rows), config)
+    splits = _assign(dict(rows), config, rule)
     splits = {name: _renamed(name, examples) for name, examples in splits.items()}
     for name in ("train", "dev"):
         if not splits.get(name):
@@ -41,14 +47,14 @@ def assign_splits(rows: Mapping[str, list[Example]], config: TextData) -> Splits
     return splits
 
 
-def _assign(rows: Splits, config: TextData) -> Splits:
+def _assign(rows: Splits, config: DataConfig, rule: SplitRule | None) -> Splits:
     train = rows["train"]
     dev = rows.get("dev") or rows.get("validation") or rows.get("validation_mismatched")
     test = rows.get("test")
     if test and (config.test is not None or _labelled(test)):
         return _with_test(train, dev, test, config)
-    if dev and config.preset is not None and config.dev is None:
-        return _by_rule(config.preset.rule, rows, dev, config.split_seed)
+    if dev and rule is not None and config.dev is None:
+        return _by_rule(rule, rows, dev, config.split_seed)
     if dev:
         return {"train": train, "dev": dev}
     parts = split_examples(train, config.fractions, config.split_seed)
@@ -69,7 +75,7 @@ def _by_rule(rule: SplitRule, rows: Splits, dev: list[Example], seed: int) -> Sp
 
 
 def _with_test(
-    train: list[Example], dev: list[Example] | None, test: list[Example], config: TextData
+    train: list[Example], dev: list[Example] | None, test: list[Example], config: DataConfig
 ) -> Splits:
     """Keep `test`; split dev off the training rows if there is none."""
     if not dev:

@@ -7,7 +7,6 @@ table is held in memory once, about 0.4 KB a row of short text.
 
 import contextlib
 import csv
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from pipeline.data import EncodingErrors
 from pipeline.errors import DataError
+from pipeline.extras import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +117,9 @@ def read_datasets_folder(path: Path) -> dict[str, Table]:
     """Read a `datasets.save_to_disk` folder: its splits by name, a lone split as "all".
 
     Raises:
-        DataError: the extra `datasets` is not installed.
+        MissingExtra: the extra `datasets` is not installed.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise DataError(
-            f"{path} is a `datasets` folder and the package is not installed; "
-            "pip install 'unipt[datasets]'"
-        ) from error
+    datasets = require("datasets")
     loaded = datasets.load_from_disk(str(path))
     splits = loaded if isinstance(loaded, dict) else {"all": loaded}
     return {name: _from_dataset(f"{path}[{name}]", split) for name, split in splits.items()}
@@ -201,7 +195,7 @@ def _json_lines(path: Path, errors: EncodingErrors) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    parquet = importlib.import_module("pyarrow.parquet")
+    parquet = require("pyarrow.parquet")
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:

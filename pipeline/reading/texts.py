@@ -28,7 +28,7 @@ def load_texts(config: TextData) -> Dataset:
         name: read_examples(source, name, labels, config, may_hide=name.startswith("test"))
         for name, source in sources.items()
     }
-    splits = assign_splits(rows, config)
+    splits = assign_splits(rows, config, config.preset.rule if config.preset else None)
     if config.fit_on_dev:
         splits["train"] = splits["train"] + splits.pop("dev", [])
     towers = TOWERS[len(splits["train"][0].inputs) - 1]

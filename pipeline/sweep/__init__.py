@@ -1,12 +1,11 @@
-"""Sweeps: many side networks trained from one reading of the cache, losers stopped early."""
+"""Sweeps: many side networks trained from each read of the caches, the weak ones pruned."""
 
-from pipeline.sweep.config import RetrievalSweepConfig, SweepConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.engine import SweepProgress, sweep
 from pipeline.sweep.folder import SweepError
 from pipeline.sweep.results import SweepResult
 
 __all__ = [
-    "RetrievalSweepConfig",
     "SweepConfig",
     "SweepError",
     "SweepProgress",

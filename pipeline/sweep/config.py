@@ -6,21 +6,23 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import Config
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.train import TrainConfig
+from pipeline.systems import AnyTrain
+from pipeline.systems.config import TrainConfig
 
 Sampler = Literal["tpe", "random", "grid", "qmc"]
 Pruner = Literal["none", "halving", "hyperband"]
-RunConfig = TrainConfig | RetrievalTrainConfig
-"""The run that every trial starts from: of a classifier or regressor, or of a retrieval."""
 TPE_GENERATION = 16
 """Trials that TPE proposes before it sees their results, unless `generation` says otherwise."""
 
 
-class SearchConfig(Config):
-    """What is searched, how, and where the study is kept, for any kind of run."""
+class SweepConfig(Config):
+    """What is searched, how, and where the study is kept.
 
-    run: RunConfig
+    The fields of the run may be given beside those of the sweep: `SweepConfig.build({"cache": ...,
+    "out": ..., "data": ..., "space": ..., "trials": 50})`.
+    """
+
+    run: AnyTrain
     """The run that every trial starts from; its `out` is the folder of the sweep."""
     space: dict[str, Any] | list[dict[str, Any]]
     """Field of the run -> what to try, in the words of `pipeline.sweep.space`."""
@@ -44,12 +46,12 @@ class SearchConfig(Config):
     """Best finished trials whose weights are kept, and which are tested at the end."""
     refit: Literal["train", "train+dev", "none"] = "train"
     """Rows that the run in the folder `best` is trained on: on train it is the best trial's own."""
-    cohort: int | None = Field(default=None, ge=1)
+    together: int | None = Field(default=None, ge=1)
     """Most trainings that share one pass over the data; by default what the memory allows."""
     workers: int = Field(default=0, ge=0)
-    """Local processes that train cohorts; 0 trains in this one."""
+    """Local processes that train; 0 trains in this one."""
     scheduler: str | None = None
-    """Address of a Dask scheduler whose workers train the cohorts; they must see the folders."""
+    """Address of a Dask scheduler whose workers train; they must see the folders."""
     storage: str | None = None
     """URL of the Optuna storage; by default an SQLite file in the folder of the sweep."""
 
@@ -80,7 +82,18 @@ class SearchConfig(Config):
             )
         if self.run.patience is not None and self.pruner != "none":
             raise ValueError("patience stops runs on its own; use pruner none with it, or leave it")
+        if self.refit == "train+dev":
+            self.last_fit(self.run)
         return self
+
+    def last_fit(self, run: TrainConfig) -> TrainConfig:
+        """Return the training of the last fit, which has the dev rows if `refit` says so.
+
+        Raises:
+            ConfigError: it needs the dev split that it is to be trained on.
+        """
+        data = run.data.model_dump() | {"fit_on_dev": self.refit == "train+dev"}
+        return type(run).build(run.model_dump() | {"data": data})
 
     @property
     def out(self) -> Path:
@@ -91,49 +104,6 @@ class SearchConfig(Config):
     def generation_size(self) -> int | None:
         """Trials of a generation; None for all."""
         return self.generation or (TPE_GENERATION if self.sampler == "tpe" else None)
-
-
-class SweepConfig(SearchConfig):
-    """A sweep over trainings of a classifier or regressor.
-
-    The fields of the run may be given beside those of the sweep: `SweepConfig.build({"cache": ...,
-    "out": ..., "data": ..., "space": ..., "trials": 50})`.
-    """
-
-    run: TrainConfig
-    """The run that every trial starts from; its `out` is the folder of the sweep."""
-
-    @model_validator(mode="after")
-    def _memory_is_weighed(self) -> Self:
-        if self.refit == "train+dev" and self.run.memory_keys and self.run.memory_weight is None:
-            raise ValueError(
-                "refit: train+dev leaves no dev split to weigh the memory by; give memory_weight, "
-                "or refit: train"
-            )
-        parts = [self.space] if isinstance(self.space, dict) else self.space
-        swept = sorted({name for part in parts for name in part if name.startswith("memory_")})
-        if swept:
-            raise ValueError(
-                f"{', '.join(swept)} cannot be searched: trials are scored without their memory, "
-                "which is fitted once they are trained"
-            )
-        return self
-
-
-class RetrievalSweepConfig(SearchConfig):
-    """A sweep over trainings of two towers, which train one at a time.
-
-    The fields of the run may be given beside those of the sweep.
-    """
-
-    run: RetrievalTrainConfig
-    """The run that every trial starts from; its `out` is the folder of the sweep."""
-
-    @model_validator(mode="after")
-    def _alone(self) -> Self:
-        if self.cohort is not None and self.cohort > 1:
-            raise ValueError("trainings of a retrieval are not stacked: leave cohort, or give 1")
-        return self
 
 
 def _merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def text(x: float, y: float, words: str, *, class_: str = "tick", anchor: str = 
 
 def path(points: Sequence[tuple[float, float]], *, class_: str, trial: int | None = None) -> str:
     """Return a line through points."""
-    course = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return tag("path", d=course, class_=class_, data_trial=trial)
+    line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return tag("path", d=line, class_=class_, data_trial=trial)
 
 
 def dot(x: float, y: float, *, class_: str, trial: int, words: str, r: float = 4.0) -> str:

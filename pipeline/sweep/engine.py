@@ -2,30 +2,31 @@
 
 Everything that decides is a function of the configuration and of the records on disk, so a sweep
 that was killed goes on by deciding the same things again, and training only what has no record.
-Cost: for each unit one pass over the training rows and dev an epoch, whatever its number of trials.
+Cost: for each unit one reading of the training examples an epoch, whatever its number of trials,
+and one of dev for each trial.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.console import duration
-from pipeline.sweep.cohort import CohortProgress
-from pipeline.sweep.config import RunConfig, SearchConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import BEST, SIZES, begin
 from pipeline.sweep.halving import plan_brackets, survivors
-from pipeline.sweep.kinds import Kind, kind_of
 from pipeline.sweep.results import SweepResult, collect, points
 from pipeline.sweep.runs import refit, test_trials
 from pipeline.sweep.space import Space
 from pipeline.sweep.study import Study
-from pipeline.sweep.trial import BracketRun, Trial
+from pipeline.sweep.trainer import Trainer
+from pipeline.sweep.trial import BracketRun, Training, Trial
 from pipeline.sweep.units import drop_states, state_path
 from pipeline.sweep.work import Runner, open_runner
 from pipeline.tasks.metrics import LOWER_IS_BETTER
 from pipeline.training.files import write_json
+from pipeline.training.loop import TrainProgress
 
 DEFAULT_TRIALS = 50
 
@@ -41,8 +42,8 @@ class SweepProgress(NamedTuple):
     best_number: int | None
     metric: str
     seconds: float
-    cohort: CohortProgress | None = None
-    """The cohort that this process trains."""
+    unit: TrainProgress | None = None
+    """The unit that this process trains."""
 
     def describe(self) -> str:
         """Return one line: trials ended and in training, epochs trained, the best so far."""
@@ -52,9 +53,9 @@ class SweepProgress(NamedTuple):
             else (f"  best dev {self.metric} {points(self.best)} (trial {self.best_number})")
         )
         now = ""
-        if self.cohort is not None:
-            one = self.cohort
-            now = f"  {one.trials} at epoch {one.epoch}, batch {one.batch} of {one.batches}"
+        if self.unit is not None:
+            one = self.unit
+            now = f"  {one.trainings} at epoch {one.epoch}, batch {one.batch} of {one.batches}"
         return (
             f"{self.ended} of {self.trials} trials ended, {self.running} in training, "
             f"{self.epochs:,} epochs{best}{now}  {duration(self.seconds)}"
@@ -64,7 +65,7 @@ class SweepProgress(NamedTuple):
 ProgressCallback = Callable[[SweepProgress], Any]
 
 
-def sweep(config: SearchConfig, progress: ProgressCallback | None = None) -> SweepResult:
+def sweep(config: SweepConfig, progress: ProgressCallback | None = None) -> SweepResult:
     """Search the space of `config`, or go on with the search in its folder.
 
     Args:
@@ -74,24 +75,24 @@ def sweep(config: SearchConfig, progress: ProgressCallback | None = None) -> Swe
     Raises:
         SweepError: the folder holds something else.
         ConfigError: the space does not fit the run, or nothing can be chosen by.
-        DataError: the data are unusable or not in the cache.
-        CacheError: the cache is missing, incomplete or damaged.
+        DataError: the data are unusable or not in the caches.
+        CacheError: a cache is missing, incomplete or damaged.
     """
     space = Space.parse(config.space)
     space.check(config.run)
-    kind = kind_of(config)
-    metric, identity = kind.begin(space)
+    trainer = Trainer(config)
+    metric, identity = trainer.begin(space)
     begin(config, space, identity)
-    search = _Search(config, space, kind, metric, progress)
+    search = _Search(config, space, trainer, metric, progress)
     try:
         search.run()
     finally:
         search.study.close()
     ranked = search.ranked()
-    tested = test_trials(config, kind, [search.trials[number] for number in ranked])
+    tested = test_trials(config, trainer, [search.trials[number] for number in ranked])
     best = None
     if ranked and config.refit != "none":
-        best = refit(config, kind, search.trials[ranked[0]], config.out / BEST)
+        best = refit(config, trainer, search.trials[ranked[0]], config.out / BEST)
     return collect(
         config,
         space,
@@ -109,13 +110,13 @@ class _Search:
 
     def __init__(
         self,
-        config: SearchConfig,
+        config: SweepConfig,
         space: Space,
-        kind: Kind,
+        trainer: Trainer,
         metric: str,
         progress: ProgressCallback | None,
     ) -> None:
-        self.config, self.kind, self.metric, self.progress = config, kind, metric, progress
+        self.config, self.trainer, self.metric, self.progress = config, trainer, metric, progress
         self.lower = metric in LOWER_IS_BETTER
         self.trials: dict[int, Trial] = {}
         self.count = config.trials or DEFAULT_TRIALS
@@ -139,7 +140,7 @@ class _Search:
     def run(self) -> None:
         """Go through the generations."""
         size = self.config.generation_size or self.count
-        with open_runner(self.config, self.kind, self._tell_step) as runner:
+        with open_runner(self.config, self.trainer, self._tell_step) as runner:
             for start in range(0, self.count, size):
                 self._generation(range(start, min(start + size, self.count)), runner)
 
@@ -173,36 +174,40 @@ class _Search:
                 self._clear(run)
                 if run.decide():
                     self._advance(run, working, runner)
-                self._drop_losers(run)
+                self._drop_pruned(run)
             self._tell_progress()
         self._tell(trials)
         self._retain()
 
     def _advance(self, run: BracketRun, working: dict[str, BracketRun], runner: Runner) -> None:
         """Hand out the units of the bracket's next stage that has any."""
-        units = run.units(self.kind.shape_of, self._size_of)
+
+        def size_of(shared: str, group: Sequence[Training]) -> int:
+            return self._size_of(shared, group, runner.workers)
+
+        units = run.units(self.trainer.batches, size_of)
         while not units and run.decide():
-            units = run.units(self.kind.shape_of, self._size_of)
+            units = run.units(self.trainer.batches, size_of)
         for unit in units:
             working[unit.name] = run
             runner.submit(unit)
 
-    def _size_of(self, shape: str, config: RunConfig, fold: int, wanted: int) -> int:
-        """Return the most trainings of a cohort, the same one when the sweep is continued."""
-        if shape not in self.sizes:
-            size, reason = self.kind.size_of(config, fold, wanted)
-            self.sizes[shape] = {"size": size, "reason": reason}
+    def _size_of(self, shared: str, group: Sequence[Training], workers: int) -> int:
+        """Return the most trainings of a unit, the same one when the sweep is continued."""
+        if shared not in self.sizes:
+            size, reason = self.trainer.size_of(group, workers)
+            self.sizes[shared] = {"size": size, "reason": reason}
             write_json(self.config.out / SIZES, self.sizes)
-        return int(self.sizes[shape]["size"])
+        return int(self.sizes[shared]["size"])
 
     def _clear(self, run: BracketRun) -> None:
         """Delete the states that a stage began with."""
         for number in run.alive if run.start else ():
-            for member, config in run.trials[number].configs.items():
+            for replicate, config in run.trials[number].configs.items():
                 if config.epochs > run.start:
-                    state_path(self.config.out, member, run.start).unlink(missing_ok=True)
+                    state_path(self.config.out, replicate, run.start).unlink(missing_ok=True)
 
-    def _drop_losers(self, run: BracketRun) -> None:
+    def _drop_pruned(self, run: BracketRun) -> None:
         for number in run.bracket.numbers:
             if run.trials[number].state in ("pruned", "failed"):
                 drop_states(self.config.out, number)
@@ -223,11 +228,11 @@ class _Search:
             if trial.state is not None and number not in kept:
                 drop_states(self.config.out, number)
 
-    def _tell_step(self, cohort: CohortProgress) -> None:
-        """Tell a step of a cohort, beside what was known before."""
+    def _tell_step(self, unit: TrainProgress) -> None:
+        """Tell a step of a unit, beside what was known before."""
         if self.progress is not None:
             seconds = time.perf_counter() - self.started
-            self.progress(self.now._replace(cohort=cohort, seconds=seconds))
+            self.progress(self.now._replace(unit=unit, seconds=seconds))
 
     def _tell_progress(self) -> None:
         self.now = self._count()

@@ -2,7 +2,7 @@
 
 sweep.json      the configuration, and what must be equal to continue
 study.db        Optuna's storage, unless a URL was given
-sizes.json      trainings of a cohort, by shape, with the reason
+sizes.json      trainings of a unit, by what they read, with the reason
 units/*.json    what each work unit did
 trials/*/       states of the trials that go on, or are kept, and runs made of these
 best/           the run of the last fit
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.sweep.config import RetrievalSweepConfig, SearchConfig, SweepConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.space import Space
 from pipeline.training.files import write_json
 
@@ -33,7 +33,7 @@ class SweepError(PipelineError, RuntimeError):
     """A sweep's folder is missing, or holds another sweep, or lacks what is asked for."""
 
 
-def begin(config: SearchConfig, space: Space, identity: str) -> None:
+def begin(config: SweepConfig, space: Space, identity: str) -> None:
     """Write `sweep.json`, or check that the folder holds this very sweep.
 
     Raises:
@@ -62,7 +62,7 @@ def is_sweep(path: Path) -> bool:
     return (path / INFO).is_file()
 
 
-def read_config(out: Path, **places: Any) -> SearchConfig:
+def read_config(out: Path, **places: Any) -> SweepConfig:
     """Return the configuration of the sweep at `out`; `places` are where work is done now.
 
     Raises:
@@ -70,8 +70,7 @@ def read_config(out: Path, **places: Any) -> SearchConfig:
     """
     values: dict[str, Any] = _read(out)["config"]
     values["run"]["out"] = str(out)  # which may have moved
-    kind = RetrievalSweepConfig if "text_cache" in values["run"] else SweepConfig
-    return kind.build(values | places)
+    return SweepConfig.build(values | places)
 
 
 def read_results(out: Path) -> dict[str, Any]:
@@ -105,17 +104,10 @@ def _differences(known: dict[str, Any], told: dict[str, Any]) -> list[str]:
             lines += [
                 f"{key}: {old.get(key)!r} before, {new.get(key)!r} now"
                 for key in new
-                if key != "out" and _given(old.get(key)) != _given(new.get(key))
+                if key != "out" and old.get(key) != new.get(key)
             ]
         elif old != new:
             lines.append(f"{name}: {old!r} before, {new!r} now")
     if not lines and known["identity"] != told["identity"]:
-        lines.append("the examples or the cache")
+        lines.append("the examples or the caches")
     return sorted(lines)
-
-
-def _given(value: Any) -> Any:
-    """Return a setting without the fields that are not given: another version may lack them."""
-    if not isinstance(value, dict):
-        return value
-    return {key: _given(inner) for key, inner in value.items() if inner is not None}

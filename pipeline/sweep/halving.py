@@ -58,16 +58,14 @@ def plan_brackets(
     rungs = rung_epochs(min_epochs, eta, epochs) if pruner != "none" else ()
     if pruner != "hyperband":
         return [Bracket(tuple(numbers), rungs, eta)]
-    members: list[list[int]] = [[] for _ in range(len(rungs) + 1)]
+    dealt: list[list[int]] = [[] for _ in range(len(rungs) + 1)]
     rest = list(numbers)
     while rest:
         for number, size in enumerate(bracket_sizes(len(rungs), eta)):
-            members[number] += rest[:size]
+            dealt[number] += rest[:size]
             rest = rest[size:]
     return [
-        Bracket(tuple(chosen), rungs[number:], eta)
-        for number, chosen in enumerate(members)
-        if chosen
+        Bracket(tuple(chosen), rungs[number:], eta) for number, chosen in enumerate(dealt) if chosen
     ]
 
 

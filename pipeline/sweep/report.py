@@ -53,7 +53,7 @@ def _body(sweep: Path, results: Mapping[str, Any]) -> str:
     rungs = [rung["stop"] for rung in results["rungs"][:-1]]
     judged = f"{config.folds} folds of the training rows" if config.folds else "the dev split"
     intro = (
-        f"{len(trials)} trials of a {config.run.data.kind}, points by {config.sampler}, "
+        f"{len(trials)} trials of {config.run.data.task}, points by {config.sampler}, "
         f"pruner {config.pruner}; {judged} chose by {metric}. Point at a trial to see it "
         "everywhere; click to keep it."
     )
@@ -131,7 +131,7 @@ def _confidence(sweep: Path) -> list[str]:
         return [
             page.section(
                 f"Layers of the winner{', ' * bool(name)}{escape(name)}",
-                f"How much the winner trusts each layer ({split}; mean and deviation).",
+                f"The winner's confidence in each layer ({split}; mean and deviation).",
                 charts.confidence([short_name(tap) for tap in layers], groups),
             )
             for name, layers, groups in panels
@@ -142,10 +142,8 @@ def _confidence(sweep: Path) -> list[str]:
 def _cost_note(results: Mapping[str, Any]) -> str:
     reasons = sorted({size["reason"] for size in results["sizes"].values()})
     listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
-    shapes = len(results["sizes"])
-    there = "there is one shape" if shapes == 1 else f"there are {shapes} shapes"
-    note = f"Trainings of one unit share each read of the cache; {there}."
-    return f"{note}<details><summary>Sizes of the cohorts</summary><ul>{listed}</ul></details>"
+    note = "Trainings of one unit share each read of the caches."
+    return f"{note}<details><summary>Sizes of the units</summary><ul>{listed}</ul></details>"
 
 
 def _costs(results: Mapping[str, Any]) -> str:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import duration
-from pipeline.sweep.config import SearchConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import BEST, RESULTS
 from pipeline.sweep.importance import importances
-from pipeline.sweep.kinds import Tested
 from pipeline.sweep.space import Space
+from pipeline.sweep.trainer import Tested
 from pipeline.sweep.trial import Trial, summary
 from pipeline.sweep.units import UNITS, UnitRecord
 from pipeline.tasks.metrics import LOWER_IS_BETTER
-from pipeline.train import RunResult
 from pipeline.training.files import write_json
+from pipeline.training.results import RunResult
 
 STATES = ("complete", "pruned", "failed")
 
@@ -35,8 +35,8 @@ class SweepResult:
         tested: their test metrics with intervals, where they were tested.
         refit: the run of the last fit, in the folder `best`.
         importances: share of the score's variance that each field explains.
-        sizes: most trainings of a cohort, by shape, with the reason.
-        rungs: what each stretch of epochs cost: start, stop, trials, trainings, units, epochs,
+        sizes: most trainings of a unit, by what they share, with the reason.
+        rungs: what the epochs up to each rung cost: start, stop, trials, trainings, units, epochs,
             seconds, bytes_read.
     """
 
@@ -76,7 +76,7 @@ class SweepResult:
             "tested": tested,
             "refit": None if self.refit is None else self.refit.to_dict(),
             "importances": dict(self.importances),
-            "sizes": {shape: dict(size) for shape, size in self.sizes.items()},
+            "sizes": {name: dict(size) for name, size in self.sizes.items()},
         }
 
     def render(self) -> str:
@@ -123,7 +123,7 @@ class SweepResult:
 
 
 def collect(
-    config: SearchConfig,
+    config: SweepConfig,
     space: Space,
     trials: Mapping[int, Trial],
     *,
@@ -158,7 +158,7 @@ def collect(
 
 
 def rung_costs(out: Path) -> list[dict[str, Any]]:
-    """Return what each stretch of epochs cost, from the records of its units."""
+    """Return what the epochs up to each rung cost, from the records of the units."""
     parts: dict[tuple[int, int], list[UnitRecord]] = {}
     for file in sorted((out / UNITS).glob("*.json")):
         record = UnitRecord.find(out, file.stem)
@@ -166,15 +166,15 @@ def rung_costs(out: Path) -> list[dict[str, Any]]:
             parts.setdefault((record.start, record.stop), []).append(record)
     rungs = []
     for (start, stop), records in sorted(parts.items(), key=lambda part: part[0][::-1]):
-        courses = [(m, course) for record in records for m, course in record.courses.items()]
+        histories = [pair for record in records for pair in record.histories.items()]
         rungs.append(
             {
                 "start": start,
                 "stop": stop,
-                "trials": len({member.trial for member, _ in courses}),
-                "trainings": len(courses),
+                "trials": len({replicate.trial for replicate, _ in histories}),
+                "trainings": len(histories),
                 "units": len(records),
-                "epochs": sum(len(course.history) - start for _, course in courses),
+                "epochs": sum(max(0, len(each.history) - start) for _, each in histories),
                 "seconds": sum(record.seconds for record in records),
                 "bytes_read": sum(record.bytes_read for record in records),
             }
@@ -194,7 +194,7 @@ def points(value: float, digits: int = 4) -> str:
 
 def _losses(trial: Trial) -> list[float | None]:
     """Return the training loss of each epoch of the trial's first training."""
-    history = next(iter(trial.courses.values())).history if trial.courses else ()
+    history = next(iter(trial.histories.values())).history if trial.histories else ()
     return _finite([record["loss"] for record in history])
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run import INFO, Run
-from pipeline.sweep.config import RunConfig, SearchConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import SweepError, is_sweep, read_config, read_results
-from pipeline.sweep.kinds import Kind, Tested, kind_of
 from pipeline.sweep.space import Params, apply
+from pipeline.sweep.trainer import Tested, Trainer
 from pipeline.sweep.trial import Trial
-from pipeline.sweep.units import Member, last_state, member_config, seeds
+from pipeline.sweep.units import Replicate, last_state, replicate_config, seeds
+from pipeline.systems.config import TrainConfig
+from pipeline.train import train
 from pipeline.training.results import RunResult
 
 _TRIAL = re.compile(r"(.+):(\d+)")
@@ -57,13 +59,14 @@ def trial_values(sweep: Path, number: int) -> Params:
     return params
 
 
-def trial_config(sweep: Path, number: int, out: Path) -> RunConfig:
+def trial_config(sweep: Path, number: int, out: Path) -> TrainConfig:
     """Return the training of a trial's first seed, as `train` takes it, into the folder `out`.
 
     Raises:
         SweepError: the sweep is not finished, or has no such trial.
     """
-    return _run_config(read_config(sweep), trial_values(sweep, number), out)
+    config = read_config(sweep)
+    return apply(config.run, trial_values(sweep, number), out=out, **seeds(config.run))
 
 
 def trial_run(sweep: Path, number: int, *, seed: int = 0) -> Path:
@@ -76,7 +79,7 @@ def trial_run(sweep: Path, number: int, *, seed: int = 0) -> Path:
     params = trial_values(sweep, number)
     path = None
     if not config.folds:
-        path = _as_run(config, kind_of(config), params, Member(number, seed))
+        path = _as_run(config, Trainer(config), params, Replicate(number, seed))
     if path is None:
         why = "its weights are those of folds" if config.folds else "only the best keep theirs"
         raise SweepError(
@@ -86,46 +89,43 @@ def trial_run(sweep: Path, number: int, *, seed: int = 0) -> Path:
     return path
 
 
-def test_trials(config: SearchConfig, kind: Kind, trials: Sequence[Trial]) -> dict[int, Tested]:
+def test_trials(
+    config: SweepConfig, trainer: Trainer, trials: Sequence[Trial]
+) -> dict[int, Tested]:
     """Return the chosen metric of trials on test by number, with its bootstrap interval.
 
     With several seeds it is the mean over the seeds. Models of folds are not tested, nor is
     anything without a labelled test split.
     """
-    if config.folds or not kind.has_test():
-        return {}
-    found = {}
-    for trial in trials:
-        runs = [_as_run(config, kind, trial.params, member) for member in trial.configs]
-        found[trial.number] = kind.tested([Run.open(run) for run in runs if run is not None])
+    found: dict[int, Tested] = {}
+    for trial in trials if not config.folds and trainer.has_test() else ():
+        runs = [_as_run(config, trainer, trial.params, each) for each in trial.configs]
+        tested = trainer.tested([Run.open(run) for run in runs if run is not None])
+        if tested:
+            found[trial.number] = tested
     return found
 
 
-def refit(config: SearchConfig, kind: Kind, trial: Trial, out: Path) -> RunResult:
+def refit(config: SweepConfig, trainer: Trainer, trial: Trial, out: Path) -> RunResult:
     """Write the run of a trial (its first seed) on train, or on train and dev, into `out`.
 
     What the sweep has trained on train is not trained again: the run is that very training.
     """
-    run = _run_config(config, trial.params, out, dev_too=config.refit == "train+dev")
-    state = last_state(config.out, Member(trial.number))
+    run = config.last_fit(apply(config.run, trial.params, out=out, **seeds(config.run)))
+    state = last_state(config.out, Replicate(trial.number))
     if config.refit == "train" and not config.folds and state and not (out / INFO).is_file():
-        return kind.write_run(run, state)
-    return kind.fit(run)
+        return trainer.write_run(run, state)
+    return train(run, memo=trainer.memo)
 
 
-def _run_config(
-    config: SearchConfig, params: Params, out: Path, *, dev_too: bool = False
-) -> RunConfig:
-    data = config.run.data.model_dump() | {"fit_on_dev": dev_too}
-    return apply(config.run, params, out=out, data=data, **seeds(config.run))
-
-
-def _as_run(config: SearchConfig, kind: Kind, params: Params, member: Member) -> Path | None:
-    """Write the run of a member, unless it is there; None if its state was not kept."""
-    run = member_config(config.run, params, member)
+def _as_run(
+    config: SweepConfig, trainer: Trainer, params: Params, replicate: Replicate
+) -> Path | None:
+    """Write the run of a replicate, unless it is there; None if its state was not kept."""
+    run = replicate_config(config.run, params, replicate)
     if not (run.out / INFO).is_file():
-        state = last_state(config.out, member)
+        state = last_state(config.out, replicate)
         if state is None:
             return None
-        kind.write_run(run, state)
+        trainer.write_run(run, state)
     return run.out

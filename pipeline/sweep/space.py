@@ -18,20 +18,11 @@ from pydantic import ValidationError
 
 from pipeline.config import ConfigError, read_mapping
 from pipeline.sweep.axis import Axis, parse_axis
-from pipeline.training.config import LoopConfig, TrainConfig
+from pipeline.systems.config import SAME, TrainConfig
 
-C = TypeVar("C", bound=LoopConfig)
+C = TypeVar("C", bound=TrainConfig)
 Params = dict[str, Any]
 Given = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-FIXED = frozenset(
-    {
-        *("out", "data", "cache", "text_cache", "media_cache", "device", "tier", "tensorboard"),
-        *("checkpoint_steps", "seed", "order_seed", "patience", "recipe"),
-    }
-)
-"""Fields of a run that are the same for all trials."""
-INSTEAD = {"side_width": "reduction"}
-"""Field -> field that has no effect where the first one is given."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +53,21 @@ class Space:
         _raise(problems)
         return cls(tuple(branches))
 
-    def check(self, base: LoopConfig) -> None:
+    def check(self, base: TrainConfig) -> None:
         """Raise ConfigError with every axis that the run `base` does not allow."""
-        known = set(type(base).model_fields) - FIXED
+        unsearched = base.UNSEARCHED | dict.fromkeys(base.caches(), SAME)
+        known = set(type(base).model_fields) - unsearched.keys()
         problems = []
         for axis in itertools.chain(*self.branches):
-            if axis.name in FIXED & set(type(base).model_fields):
-                problems.append(f"{axis.name}: is the same for all trials; leave it out")
+            if axis.name in unsearched:
+                problems.append(f"{axis.name}: {unsearched[axis.name]}")
             elif axis.name not in known:
                 problems.append(
                     f"{axis.name}: no field of a run; known: {', '.join(sorted(known))}"
                 )
             else:
                 problems += _misfits(base, axis)
-        for given, idle in INSTEAD.items():
+        for given, idle in base.INSTEAD.items():
             names = {axis.name for axis in itertools.chain(*self.branches)}
             if idle in names and (given in names or getattr(base, given, None) is not None):
                 problems.append(
@@ -184,7 +176,7 @@ def apply(base: C, params: Mapping[str, Any], **more: Any) -> C:
     return type(base).build(base.model_dump() | dict(params) | more)
 
 
-def _misfits(base: LoopConfig, axis: Axis) -> list[str]:
+def _misfits(base: TrainConfig, axis: Axis) -> list[str]:
     """Return what is wrong with the ends, or the choices, of an axis."""
     problems = []
     for value in axis.ends():
@@ -193,12 +185,6 @@ def _misfits(base: LoopConfig, axis: Axis) -> list[str]:
         except ValidationError as error:
             why = "; ".join(problem["msg"] for problem in error.errors())
             problems.append(f"{axis.name}: {value!r} is not allowed: {why}")
-    if isinstance(base, TrainConfig) and axis.name == "preset":
-        from pipeline.training.build import TOKEN_PRESETS  # noqa: PLC0415 (loads torch)
-
-        odd = [value for value in axis.choices if value not in TOKEN_PRESETS]
-        if odd:
-            problems.append(f"preset: {odd} are not among {', '.join(TOKEN_PRESETS)}")
     return problems
 
 

@@ -8,17 +8,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import ConfigError
-from pipeline.sweep.config import RunConfig, SearchConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.halving import Bracket, survivors
 from pipeline.sweep.space import Params
 from pipeline.sweep.study import State
-from pipeline.sweep.units import Course, Member, Unit, UnitRecord, member_config, members_of
+from pipeline.sweep.units import (
+    Replicate,
+    TrainingHistory,
+    Unit,
+    UnitRecord,
+    replicate_config,
+    replicates_of,
+)
+from pipeline.systems.config import TrainConfig
 from pipeline.tasks.metrics import LOWER_IS_BETTER
 
-ShapeOf = Callable[[RunConfig, int], str]
-"""Maps a training and its fold to text that is equal for trainings that share a cohort."""
-SizeOf = Callable[[str, RunConfig, int, int], int]
-"""Maps shape, a training of it, its fold, and a number of trainings to a cohort's most."""
+Training = tuple[TrainConfig, int]
+"""A training and the fold that it leaves out."""
+BatchesOf = Callable[[Training], str]
+"""Maps a training to text that is equal for those that want the same batches, or raises
+ConfigError where it cannot be trained."""
+SizeOf = Callable[[str, Sequence[Training]], int]
+"""Maps such trainings, and a name of what they share, to how many of them a unit takes at most."""
 
 
 @dataclass
@@ -27,9 +38,9 @@ class Trial:
 
     number: int
     params: Params
-    configs: dict[Member, RunConfig]
+    configs: dict[Replicate, TrainConfig]
     """The trainings; empty if the point is no valid run."""
-    courses: dict[Member, Course] = field(default_factory=dict)
+    histories: dict[Replicate, TrainingHistory] = field(default_factory=dict)
     rung: int = 0
     """Rungs that it has survived."""
     state: State | None = None
@@ -42,10 +53,11 @@ class Trial:
     """Its share of the bytes that these read."""
 
     @classmethod
-    def begin(cls, number: int, params: Params, config: SearchConfig) -> "Trial":
+    def begin(cls, number: int, params: Params, config: SweepConfig) -> "Trial":
         """Return trial `number` before its first epoch; a point that is no run has failed."""
         try:
-            configs = {m: member_config(config.run, params, m) for m in members_of(number, config)}
+            wanted = replicates_of(number, config)
+            configs = {each: replicate_config(config.run, params, each) for each in wanted}
         except ConfigError as error:
             return cls(number, params, {}, state="failed", reason=str(error))
         return cls(number, params, configs)
@@ -58,18 +70,18 @@ class Trial:
     @property
     def trained(self) -> int:
         """Epochs that all its trainings have had."""
-        return min((len(course.history) for course in self.courses.values()), default=0)
+        return min((len(each.history) for each in self.histories.values()), default=0)
 
     def curve(self, metric: str) -> list[float]:
         """Return the mean over its trainings of the best score up to each epoch."""
-        curves = [course.scores(metric) for course in self.courses.values()]
+        curves = [each.scores(metric) for each in self.histories.values()]
         return [statistics.fmean(values) for values in zip(*curves, strict=False)]
 
     def score(self, metric: str) -> float | None:
         """Return the mean over its trainings of their best scores; None if one has failed."""
-        if not self.courses or any(course.failed for course in self.courses.values()):
+        if not self.histories or any(each.failed for each in self.histories.values()):
             return None
-        ends = [course.scores(metric)[-1:] for course in self.courses.values()]
+        ends = [each.scores(metric)[-1:] for each in self.histories.values()]
         if not all(ends):
             return None
         score = statistics.fmean(end for (end,) in ends)
@@ -77,13 +89,18 @@ class Trial:
 
     def take(self, record: UnitRecord) -> None:
         """Add what a unit did for it."""
-        share = len(record.courses)
-        for member, course in record.courses.items():
-            if member.trial == self.number:
-                self.courses[member] = course
+        share = len(record.histories)
+        for replicate, history in record.histories.items():
+            if replicate.trial == self.number:
+                self.histories[replicate] = history
                 self.seconds += record.seconds / share
                 self.bytes_read += record.bytes_read / share
-                self.reason = course.failed or self.reason
+                self.reason = history.failed or self.reason
+
+    def fail(self, replicate: Replicate, reason: str) -> None:
+        """Record that a training cannot begin."""
+        self.histories[replicate] = TrainingHistory(history=(), failed=reason)
+        self.reason = reason
 
 
 @dataclass
@@ -112,34 +129,49 @@ class BracketRun:
             return self.bracket.rungs[self.stage]
         return max((self.trials[n].epochs for n in self.alive), default=0)
 
-    def units(self, shape_of: ShapeOf, size_of: SizeOf) -> list[Unit]:
-        """Return the units of this stage: trainings of equal shape together, in numbers' order."""
-        groups: dict[str, list[Member]] = {}
-        for number in self.alive:
-            for member, config in self.trials[number].configs.items():
-                if config.epochs > self.start:
-                    groups.setdefault(shape_of(config, member.fold), []).append(member)
+    def units(self, batches_of: BatchesOf, size_of: SizeOf) -> list[Unit]:
+        """Return the units of this stage: trainings of equal batches together, by their numbers.
+
+        Args:
+            batches_of: says which trainings share their batches.
+            size_of: says how many of those a unit takes.
+        """
         units = []
-        for shape, members in groups.items():
-            one = self.trials[members[0].trial].configs[members[0]]
-            size = size_of(shape, one, members[0].fold, len(members))
-            for part in divided(members, size):
-                points = {member.trial: self.trials[member.trial].params for member in part}
+        for batches, group in self._groups(batches_of).items():
+            given = [(self.trials[each.trial].configs[each], each.fold) for each in group]
+            size = size_of(f"{batches} from epoch {self.start}", given)
+            for part in divided(group, size):
+                points = {each.trial: self.trials[each.trial].params for each in part}
                 units.append(
-                    Unit(members=tuple(part), points=points, start=self.start, stop=self.stop)
+                    Unit(replicates=tuple(part), points=points, start=self.start, stop=self.stop)
                 )
         self.waiting = {unit.name for unit in units}
         return units
 
+    def _groups(self, batches_of: BatchesOf) -> dict[str, list[Replicate]]:
+        """Return who shares batches in this stage; a training that cannot begin has failed."""
+        groups: dict[str, list[Replicate]] = {}
+        for number in self.alive:
+            trial = self.trials[number]
+            for replicate, config in trial.configs.items():
+                if config.epochs > self.start:
+                    try:
+                        batches = batches_of((config, replicate.fold))
+                    except ConfigError as error:
+                        trial.fail(replicate, str(error))
+                    else:
+                        groups.setdefault(batches, []).append(replicate)
+        return groups
+
     def take(self, record: UnitRecord) -> bool:
         """Add a unit's record; return whether the stage is done."""
-        for number in {member.trial for member in record.courses}:
+        for number in {replicate.trial for replicate in record.histories}:
             self.trials[number].take(record)
         self.waiting.discard(record.name)
         return not self.waiting
 
     def decide(self) -> bool:
-        """End the stage: set who has failed, finished or lost; return whether any goes on.
+        """End the stage: set who has failed, is complete or pruned; return whether any goes on.
 
         A trial that has had all its epochs stays in its place while it is among the best, and is
         complete in any case.
@@ -169,11 +201,11 @@ class BracketRun:
         return False
 
 
-def divided(members: Sequence[Member], size: int) -> list[list[Member]]:
-    """Return `members` in as few parts of at most `size` as there can be, of about equal length."""
-    count = math.ceil(len(members) / size)
-    edges = [round(part * len(members) / count) for part in range(count + 1)]
-    return [list(members[low:high]) for low, high in itertools.pairwise(edges)]
+def divided(group: Sequence[Replicate], size: int) -> list[list[Replicate]]:
+    """Return `group` in as few parts of at most `size` as there can be, of about equal length."""
+    count = math.ceil(len(group) / size)
+    edges = [round(part * len(group) / count) for part in range(count + 1)]
+    return [list(group[low:high]) for low, high in itertools.pairwise(edges)]
 
 
 def summary(trial: Trial, metric: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Work units: some trainings of one shape, from one epoch to another, and what came of them.
+"""Work units: trainings that share their batches, from one epoch to another, and what they did.
 
 A unit is a function of its trainings and their saved states, so any process may do it, twice if
 need be. What it did is recorded in one file that appears whole; a unit with a record is never done
@@ -10,20 +10,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
-from pipeline.sweep.config import SearchConfig
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.space import Params, apply
+from pipeline.systems.config import TrainConfig
 from pipeline.tasks.metrics import better
-from pipeline.training.config import LoopConfig, TrainConfig
 from pipeline.training.files import write_json
 
-C = TypeVar("C", bound=LoopConfig)
 UNITS = "units"
 TRIALS = "trials"
 
 
-class Member(NamedTuple):
+class Replicate(NamedTuple):
     """One training of a trial: with one seed, on one fold."""
 
     trial: int
@@ -36,31 +35,30 @@ class Member(NamedTuple):
         return f"seed{self.seed}-fold{self.fold}"
 
 
-def members_of(trial: int, config: SearchConfig) -> list[Member]:
+def replicates_of(trial: int, config: SweepConfig) -> list[Replicate]:
     """Return every training of a trial."""
     folds = range(max(1, config.folds))
-    return [Member(trial, seed, fold) for seed in range(config.seeds) for fold in folds]
+    return [Replicate(trial, seed, fold) for seed in range(config.seeds) for fold in folds]
 
 
-def member_config(run: C, params: Params, member: Member) -> C:
-    """Return the training of a member; its folder takes an ordinary run, if it becomes one.
+def replicate_config(run: TrainConfig, params: Params, replicate: Replicate) -> TrainConfig:
+    """Return the training of a replicate; its folder takes an ordinary run, if it becomes one.
 
     Args:
         run: the run that is varied, in the folder of the sweep.
-        params: the point of the member's trial.
-        member: the training.
+        params: the point of the replicate's trial.
+        replicate: the training.
 
     Raises:
         ConfigError: the values of the point do not go together.
     """
-    out = trial_folder(run.out, member.trial) / f"run-seed{member.seed}"
-    return apply(run, params, out=out, **seeds(run, member.seed))
+    out = trial_folder(run.out, replicate.trial) / f"run-seed{replicate.seed}"
+    return apply(run, params, out=out, **seeds(run, replicate.seed))
 
 
-def seeds(run: LoopConfig, number: int = 0) -> dict[str, int]:
-    """Return the seeds of a trial's training `number`; those that share batches have one order."""
-    order = {"order_seed": run.batch_seed} if isinstance(run, TrainConfig) else {}
-    return {"seed": run.seed + number} | order
+def seeds(run: TrainConfig, number: int = 0) -> dict[str, int]:
+    """Return the seeds of a trial's training `number`; all of a sweep have one order."""
+    return {"seed": run.seed + number, "order_seed": run.batch_seed}
 
 
 def trial_folder(out: Path, trial: int) -> Path:
@@ -68,37 +66,37 @@ def trial_folder(out: Path, trial: int) -> Path:
     return out / TRIALS / f"{trial:05}"
 
 
-def state_path(out: Path, member: Member, epoch: int) -> Path:
-    """Return where a member's state after `epoch` epochs is kept."""
-    return trial_folder(out, member.trial) / f"{member.name}-epoch{epoch}"
+def state_path(out: Path, replicate: Replicate, epoch: int) -> Path:
+    """Return where the checkpoint of a replicate after `epoch` epochs is kept."""
+    return trial_folder(out, replicate.trial) / f"{replicate.name}-epoch{epoch}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Trainings of one shape on one fold, from epoch `start` to epoch `stop`.
+    """Trainings that want the same batches, from epoch `start` to epoch `stop`.
 
     Attributes:
-        members: the trainings.
-        points: the point of each member's trial, by number.
+        replicates: the trainings.
+        points: the point of each one's trial, by number.
         start: epochs trained before.
         stop: epochs trained afterwards, by those that train so long.
     """
 
-    members: tuple[Member, ...]
+    replicates: tuple[Replicate, ...]
     points: dict[int, Params]
     start: int
     stop: int
 
     @property
     def name(self) -> str:
-        """Name of the unit, the same for the same members and epochs."""
-        text = json.dumps([self.members, self.start, self.stop])
+        """Name of the unit, the same for the same replicates and epochs."""
+        text = json.dumps([self.replicates, self.start, self.stop])
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        return f"{self.members[0].trial:05}-epoch{self.stop}-{digest}"
+        return f"{self.replicates[0].trial:05}-epoch{self.stop}-{digest}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingHistory:
     """How one training has gone so far.
 
     Attributes:
@@ -129,7 +127,7 @@ class UnitRecord:
         name: of the unit.
         start: epochs trained before.
         stop: epochs trained afterwards, at most.
-        courses: of its members.
+        histories: of its replicates.
         seconds: wall-clock time.
         bytes_read: bytes of activations that its loaders delivered.
     """
@@ -137,7 +135,7 @@ class UnitRecord:
     name: str
     start: int
     stop: int
-    courses: dict[Member, Course]
+    histories: dict[Replicate, TrainingHistory]
     seconds: float
     bytes_read: int
 
@@ -146,9 +144,9 @@ class UnitRecord:
         folder = out / UNITS
         folder.mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(self)
-        values["courses"] = [
-            {"member": list(member), **dataclasses.asdict(course)}
-            for member, course in self.courses.items()
+        values["histories"] = [
+            {"replicate": list(replicate), **dataclasses.asdict(history)}
+            for replicate, history in self.histories.items()
         ]
         write_json(folder / f"{self.name}.json", values)
 
@@ -159,16 +157,18 @@ class UnitRecord:
         if not path.is_file():
             return None
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["courses"] = {
-            Member(*one["member"]): Course(history=tuple(one["history"]), failed=one["failed"])
-            for one in values["courses"]
+        values["histories"] = {
+            Replicate(*one["replicate"]): TrainingHistory(
+                history=tuple(one["history"]), failed=one["failed"]
+            )
+            for one in values["histories"]
         }
         return cls(**values)
 
 
-def last_state(out: Path, member: Member) -> Path | None:
-    """Return the state of a member after its last epoch; None if none is kept."""
-    found = trial_folder(out, member.trial).glob(f"{member.name}-epoch*")
+def last_state(out: Path, replicate: Replicate) -> Path | None:
+    """Return the checkpoint of a replicate after its last epoch; None if none is kept."""
+    found = trial_folder(out, replicate.trial).glob(f"{replicate.name}-epoch*")
     return max(found, key=lambda path: int(path.name.rpartition("epoch")[2]), default=None)
 
 

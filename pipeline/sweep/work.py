@@ -1,7 +1,7 @@
 """Does work units, in this process or in Dask workers; every one leaves its record on disk.
 
-A worker needs no more than the sweep's folder: it opens data and cache once and keeps them. Workers
-use one thread each, so results do not depend on their number.
+A worker needs no more than the sweep's folder: it opens data and caches once and keeps them.
+Workers use one thread each, so results do not depend on their number.
 """
 
 import functools
@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.nannies import undisturbed_environment
-from pipeline.sweep.config import SearchConfig
+from pipeline.processes import undisturbed_environment
+from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.folder import read_config
-from pipeline.sweep.kinds import Kind, OnStep, kind_of
+from pipeline.sweep.trainer import Trainer
 from pipeline.sweep.units import Unit, UnitRecord
+from pipeline.training.loop import ProgressCallback
 
 RETRIES = 3
 """Times that a unit is given to another worker after its worker died."""
@@ -27,6 +28,10 @@ RETRIES = 3
 
 class Runner(Protocol):
     """Takes units and gives back their records as they are done."""
+
+    @property
+    def workers(self) -> int:
+        """Units that are done at once."""
 
     def submit(self, unit: Unit) -> None:
         """Take a unit."""
@@ -38,8 +43,10 @@ class Runner(Protocol):
 class LocalRunner:
     """Does the units in this process, in their order."""
 
-    def __init__(self, out: Path, kind: Kind, on_step: OnStep | None = None) -> None:
-        self.out, self.kind, self.on_step = out, kind, on_step
+    workers = 1
+
+    def __init__(self, trainer: Trainer, on_step: ProgressCallback | None = None) -> None:
+        self.trainer, self.on_step = trainer, on_step
         self.units: deque[Unit] = deque()
 
     def submit(self, unit: Unit) -> None:
@@ -48,7 +55,7 @@ class LocalRunner:
 
     def wait(self) -> UnitRecord:
         """Do the next unit."""
-        return do_unit(self.out, self.units.popleft(), self.kind, self.on_step)
+        return do_unit(self.units.popleft(), self.trainer, self.on_step)
 
 
 class DaskRunner:
@@ -57,6 +64,11 @@ class DaskRunner:
     def __init__(self, out: Path, client: Any) -> None:
         self.out, self.client = out.resolve(), client
         self.done = importlib.import_module("distributed").as_completed()
+
+    @property
+    def workers(self) -> int:
+        """Workers that there are now, or one that is to come."""
+        return max(1, len(self.client.nthreads()))
 
     def submit(self, unit: Unit) -> None:
         """Take a unit."""
@@ -78,14 +90,14 @@ class DaskRunner:
 
 @contextmanager
 def open_runner(
-    config: SearchConfig, kind: Kind, on_step: OnStep | None = None
+    config: SweepConfig, trainer: Trainer, on_step: ProgressCallback | None = None
 ) -> Iterator[Runner]:
     """Yield what does the units of `config`: this process, local workers, or a cluster's.
 
-    `kind` trains in this process, and `on_step` is called after each step of it.
+    `trainer` trains in this process, and `on_step` is called after each step of it.
     """
     if not config.workers and config.scheduler is None:
-        yield LocalRunner(config.out, kind, on_step)
+        yield LocalRunner(trainer, on_step)
         return
     distributed = importlib.import_module("distributed")  # slow, and most sweeps have no workers
     if config.scheduler is not None:
@@ -109,21 +121,22 @@ def open_runner(
 def do_unit_alone(out: Path, unit: Unit) -> UnitRecord:
     """Do a unit in a worker, with one thread."""
     torch.set_num_threads(1)
-    return do_unit(out, unit, opened(out))
+    return do_unit(unit, opened(out))
 
 
-def do_unit(out: Path, unit: Unit, kind: Kind, on_step: OnStep | None = None) -> UnitRecord:
-    """Train the members of a unit, unless its record is there, and write states and record."""
+def do_unit(unit: Unit, trainer: Trainer, on_step: ProgressCallback | None = None) -> UnitRecord:
+    """Train the replicates of a unit, unless its record is there; write states and record."""
+    out = trainer.config.out
     found = UnitRecord.find(out, unit.name)
     if found is not None:
         return found
     started = time.perf_counter()
-    courses, bytes_read = kind.train(unit, on_step)
+    histories, bytes_read = trainer.train(unit, on_step)
     record = UnitRecord(
         name=unit.name,
         start=unit.start,
         stop=unit.stop,
-        courses=courses,
+        histories=histories,
         seconds=time.perf_counter() - started,
         bytes_read=bytes_read,
     )
@@ -132,6 +145,6 @@ def do_unit(out: Path, unit: Unit, kind: Kind, on_step: OnStep | None = None) ->
 
 
 @functools.lru_cache(maxsize=2)
-def opened(out: Path) -> Kind:
-    """Return the kind of the runs of the sweep at `out`, with what its trials read."""
-    return kind_of(read_config(out))
+def opened(out: Path) -> Trainer:
+    """Return what trains the trials of the sweep at `out`, with what they read."""
+    return Trainer(read_config(out))

@@ -27,6 +27,7 @@ __all__ = [
     "load_dataset",
     "system_of",
     "tasks",
+    "tasks_beside",
     "train_config",
 ]
 
@@ -46,16 +47,25 @@ def tasks() -> tuple[str, ...]:
     return tuple(name for names in SYSTEMS.values() for name in names)
 
 
+def tasks_beside(task: str) -> tuple[str, ...]:
+    """Return the tasks that the system of `task` carries, which have the same options."""
+    return SYSTEMS[_place_of(task)]
+
+
 def system_of(task: str) -> System:
     """Return the system that carries a task.
 
     Raises:
         ConfigError: there is none; the message lists the tasks.
     """
+    return _loaded(_place_of(task))
+
+
+def _place_of(task: str) -> str:
     place = next((place for place, names in SYSTEMS.items() if task in names), None)
     if place is None:
         raise ConfigError(f"unknown task {task!r}; known: {', '.join(tasks())}")
-    return _loaded(place)
+    return place
 
 
 @cache

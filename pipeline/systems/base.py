@@ -29,6 +29,8 @@ class Tower(NamedTuple):
     """What its backbone may read: "text", "image", "video"; the first is the usual one."""
     layouts: tuple[Layout, ...] = ("tokens", "vector")
     """What a text, image or frame may be in its taps."""
+    facts: tuple[str, ...] = ()
+    """Taps that hold facts of the input which the model passes on, such as "spans"."""
 
 
 class Sides(NamedTuple):
@@ -128,6 +130,3 @@ class System(ABC):
     def api_config(self, model: Any, setup: Setup) -> dict[str, Any]:
         """Return the options of `api` for a trained model, such as its class names."""
         return {}
-
-    def check_weights(self, config: Any) -> None:  # noqa: B027 (most refuse nothing)
-        """Raise ConfigError where a search would vary what its trials are not scored with."""

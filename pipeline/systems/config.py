@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,10 +12,16 @@ from pipeline.data import DataConfig
 from pipeline.places import Place
 
 Schedule = Literal["cosine", "linear", "step", "constant"]
+SAME = "is the same for all trials; leave it out"
 
 
 class LoopConfig(Config):
     """The training loop: optimizer, schedule, stopping; the same for every task."""
+
+    UNSEARCHED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("out", "patience", "seed", "device", "tier", "checkpoint_steps", "tensorboard"), SAME
+    )
+    """Field that a sweep does not vary -> why, as what follows "field: "."""
 
     out: Path
     """Run folder to write; an interrupted training in it is resumed."""
@@ -72,6 +78,12 @@ class TowerOptions(NamedTuple):
 class TrainConfig(LoopConfig, ABC):
     """How one side model is trained from the caches of its towers; each system adds its own."""
 
+    UNSEARCHED: ClassVar[dict[str, str]] = LoopConfig.UNSEARCHED | dict.fromkeys(
+        ("data", "order_seed"), SAME
+    )
+    INSTEAD: ClassVar[dict[str, str]] = {}
+    """Field -> field that has no effect where the first one is given."""
+
     data: DataConfig
     """The examples and their targets."""
     views: int | None = Field(default=None, ge=1)
@@ -83,6 +95,12 @@ class TrainConfig(LoopConfig, ABC):
     order_seed: int | None = Field(default=None, ge=0)
     """Seed of what trainings can share: the order of the examples, noise and dropped tokens; by
     default the seed."""
+
+    def contradictions(self) -> list[str]:
+        """Return what the stopping wants and the splits do not give."""
+        if self.data.fit_on_dev and self.patience is not None:
+            return ["patience needs a dev split, and fit_on_dev leaves none"]
+        return []
 
     @property
     def batch_seed(self) -> int:

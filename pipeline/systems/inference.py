@@ -97,7 +97,11 @@ def infer(
     order = np.argsort(caches[names[0]].table.block[present[:, 0]], kind="stable")
     loader = JointLoader(
         {
-            name: Source(cache=caches[name], samples=present[order, place], taps=taps[name].names)
+            name: Source(
+                cache=caches[name],
+                samples=present[order, place],
+                taps=[tap.name for tap in taps[name].read],
+            )
             for place, name in enumerate(names)
         },
         batch_size=batch_size,

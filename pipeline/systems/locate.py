@@ -8,14 +8,16 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache import Cache
 from pipeline.data import Dataset, Ints
 from pipeline.errors import DataError
-from pipeline.inputs import KEY_BYTES, Input, describe, view_key
+from pipeline.inputs import KEY_BYTES, Input, TextInput, describe, view_key
 
 __all__ = ["Located", "MissingInputs", "find_views", "locate", "modality_of"]
 
@@ -58,8 +60,9 @@ class Located:
             keys={tower: found[rows] for tower, found in self.keys.items()},
         )
 
+    @cached_property
     def digest(self) -> str:
-        """Return what is equal for equal inputs and targets in equal order."""
+        """What is equal for equal inputs and targets in equal order."""
         digest = hashlib.blake2b(self.examples.digest(), digest_size=16)
         for tower in sorted(self.keys):
             digest.update(self.keys[tower].tobytes())
@@ -82,22 +85,34 @@ def locate(
     Raises:
         DataError: there is no such split.
         MissingInputs: some inputs are not in their cache; the message counts them and shows the
-            first. Where the data set says so, their examples are left out with a warning instead.
+            first. Where the data set says so, examples whose media file is not in its cache are
+            left out with a warning instead, unless none would be left.
     """
     examples = dataset.split(name)
     inputs = {tower: examples.inputs(tower, modalities[tower]) for tower in caches}
     keys = {tower: _keys(given) for tower, given in inputs.items()}
     samples = {tower: find_views(cache, keys[tower], views) for tower, cache in caches.items()}
     found = Located(examples=examples, samples=samples, keys=keys)
-    present = np.all([(each >= 0).all(1) for each in samples.values()], axis=0)
-    if present.all():
-        return found
-    if dataset.config.skips_missing:
-        count = int((~present).sum())
-        logger.warning("%s: %d example(s) are not in the cache and left out", name, count)
-        return found.take(np.flatnonzero(present))
-    for tower, each in samples.items():
+    rows = np.flatnonzero(~_lacks_media(samples, inputs))
+    if dataset.config.skips_missing and 0 < len(rows) < len(found):
+        count = len(found) - len(rows)
+        logger.warning("%s: files of %d example(s) are not in the cache; left out", name, count)
+        found = found.take(rows)
+        inputs = {tower: [given[row] for row in rows.tolist()] for tower, given in inputs.items()}
+    for tower, each in found.samples.items():
         _check(each, inputs[tower], name, caches[tower], dataset)
+    return found
+
+
+def _lacks_media(
+    samples: Mapping[str, Ints], inputs: Mapping[str, Sequence[Input]]
+) -> NDArray[np.bool_]:
+    """Return whether a media file of each example is not in its cache, [n]."""
+    lost = [
+        (samples[tower] < 0).any(1) & np.array([not isinstance(one, TextInput) for one in given])
+        for tower, given in inputs.items()
+    ]
+    found: NDArray[np.bool_] = np.any(lost, axis=0)
     return found
 
 
@@ -149,7 +164,7 @@ def _check(
     shown = "; ".join(describe(given) for given in lost[:SHOWN])
     config = dataset.config
     file = {"dev": config.dev, "test": config.test}.get(split) or config.train
-    skips = "bad_media" in type(config).model_fields
+    skips = "bad_media" in type(config).model_fields and not isinstance(lost[0], TextInput)
     way = ", or leave them out with bad_media: skip" if skips else ""
     raise MissingInputs(
         f"{len(lost):,} of {len(set(inputs)):,} inputs of the split {split!r} are not in the cache "

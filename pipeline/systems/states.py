@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from cache import Part
-from cache.spec import group_taps
+from cache.format.spec import group_taps
 from pipeline.systems.augment import add_noise, drop_patches, drop_rows
 from pipeline.systems.taps import TowerTaps, layout
 from unipt import States
@@ -57,13 +57,15 @@ def tower_states(
     if not as_stored:
         stacks = [stack.float() for stack in stacks]
     offsets = {axis: bounds.to(device) for axis, bounds in part.offsets.items()}
-    groups = group_taps(taps.taps)
+    groups = group_taps(taps.read)
     if change is not None and change.drop:
         stacks, offsets = _dropped(stacks, offsets, taps, change)
     if change is not None and noise:
         stacks = [
             add_noise(stack, noise, change.generator, features=2 if stack.dim() == 5 else -1)
-            for stack in stacks
+            if group.taps[0] in taps.taps
+            else stack
+            for group, stack in zip(groups, stacks, strict=True)
         ]
     named: dict[str, Tensor] = {
         tap.name: state
@@ -79,7 +81,7 @@ def _dropped(
     """Drop patches of grids, or rows of the ragged axis: tokens, or frames of vectors."""
     chosen = [
         number
-        for number, group in enumerate(group_taps(taps.taps))
+        for number, group in enumerate(group_taps(taps.read))
         if layout(group.taps[0]) == taps.layout
     ]
     picked = [stacks[number] for number in chosen]

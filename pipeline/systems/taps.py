@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from cache import Cache, TapSpec
 from pipeline.config import ConfigError
+from pipeline.inputs import FACTS
 from pipeline.selection import select_names
 
 Layout = Literal["tokens", "grid", "map", "vector"]
@@ -21,6 +22,13 @@ class TowerTaps:
     """
 
     taps: tuple[TapSpec, ...]
+    facts: tuple[TapSpec, ...] = ()
+    """Facts of the input that are read along, and that no side network sees."""
+
+    @property
+    def read(self) -> tuple[TapSpec, ...]:
+        """Everything that is read of a batch: the taps, then the facts."""
+        return self.taps + self.facts
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,24 +88,36 @@ def width(tap: TapSpec) -> int:
     return tap.shape[0] if layout(tap) == "map" else tap.shape[-1]
 
 
-def select(cache: Cache, patterns: Sequence[str] | None, option: str) -> TowerTaps:
+def select(
+    cache: Cache, patterns: Sequence[str] | None, option: str, facts: Sequence[str] = ()
+) -> TowerTaps:
     """Choose a tower's taps by patterns, see `select_names`, in the cache's order; the anchor last.
 
     Args:
         cache: of the tower.
         patterns: None takes all taps.
         option: name of the option that gives the patterns, for messages.
+        facts: taps to read along, see `FACTS`.
 
     Raises:
         ConfigError: a pattern matches nothing, or the chosen taps do not go together.
     """
-    names = [tap.name for tap in cache.taps]
+    lacking = [name for name in facts if name not in {tap.name for tap in cache.taps}]
+    if lacking:
+        raise ConfigError(
+            f"{cache.path} lacks {', '.join(lacking)}, which this task needs; extract the cache "
+            "anew with the data of this task"
+        )
+    names = [tap.name for tap in cache.taps if tap.name not in FACTS]
     wanted, lost = (names, ()) if patterns is None else select_names(names, patterns)
     if lost:
         raise ConfigError(
             f"the tap pattern {lost[0]!r} of {option} matches none of {', '.join(names)}"
         )
-    chosen = TowerTaps(tuple(tap for tap in cache.taps if tap.name in wanted))
+    chosen = TowerTaps(
+        tuple(tap for tap in cache.taps if tap.name in wanted),
+        tuple(tap for tap in cache.taps if tap.name in facts),
+    )
     _check(chosen, option)
     return chosen
 

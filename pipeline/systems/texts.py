@@ -1,12 +1,11 @@
 """Texts with a class or a score: one tower, or two that read a pair's sentences with one net."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.config import ConfigError
 from pipeline.data import Dataset
 from pipeline.places import Place
 from pipeline.reading.config import TextData
@@ -19,12 +18,21 @@ from pipeline.tasks.classification import Classification, class_numbers
 from pipeline.tasks.regression import Regression, scores_of
 from unipt import Outputs, SideClassifier, SideModel, SideTower, States
 
-PRESETS = ("text", "vse_text", "clip_vil")
+Preset = Literal["text", "vse_text", "clip_vil"]
 """Presets of `unipt` that take the states of one text encoder."""
+NOT_SCORED = (
+    "cannot be searched: trials are scored without their memory, which is fitted once they are "
+    "trained"
+)
 
 
 class TextTrainConfig(TrainConfig):
     """How one side network is trained from a cache of texts."""
+
+    UNSEARCHED: ClassVar[dict[str, str]] = TrainConfig.UNSEARCHED | dict.fromkeys(
+        ("memory_keys", "memory_weight", "memory_sharpness", "memory_penalty"), NOT_SCORED
+    )
+    INSTEAD: ClassVar[dict[str, str]] = {"side_width": "reduction"}
 
     data: TextData
     """The examples and their targets."""
@@ -33,8 +41,8 @@ class TextTrainConfig(TrainConfig):
     taps: tuple[str, ...] | None = None
     """Glob patterns of the taps to train on, the last tap being the anchor; all by default. A
     single tap is anchor and target both: the same side network, given one layer."""
-    preset: str = "text"
-    """Variant of the side network: text, vse_text or clip_vil."""
+    preset: Preset = "text"
+    """Variant of the side network for tokens."""
     reduction: float = Field(default=2.0, gt=0)
     """Backbone width divided by side width, where side_width is not given."""
     side_width: int | None = Field(default=None, ge=1)
@@ -73,20 +81,18 @@ class TextTrainConfig(TrainConfig):
         names = ("first", "second") if self.data.separate else ("text",)
         return dict.fromkeys(names, own)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.data.kind == "regression" and (
-            self.label_smoothing or self.class_weights != "none"
-        ):
-            raise ValueError("label_smoothing and class_weights are options of classification")
-        if self.data.fit_on_dev and self.patience is not None:
-            raise ValueError("patience needs a dev split, and fit_on_dev leaves none")
+    def contradictions(self) -> list[str]:
+        """Return what of the task, the memory and the splits does not go together."""
+        problems = super().contradictions()
+        smooths = self.label_smoothing or self.class_weights != "none"
+        if self.data.kind == "regression" and smooths:
+            problems.append("label_smoothing and class_weights are options of classification")
         if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
-            raise ValueError(
+            problems.append(
                 "fit_on_dev leaves no dev split to weigh the memory by; give memory_weight, for "
                 "example what run.json says of a run that had one"
             )
-        return self
+        return problems
 
 
 class Texts(System):
@@ -127,9 +133,6 @@ class Texts(System):
 
     def build(self, config: TextTrainConfig, setup: Setup) -> SideClassifier:
         """Build the side classifier."""
-        if config.preset not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ConfigError(f"preset {config.preset!r} is not one for texts; choose from {known}")
         segments = tuple(setup.taps)
         options = head_options(
             setup.taps[segments[0]],
@@ -192,12 +195,3 @@ class Texts(System):
             "label2id": {name: number for number, name in enumerate(names)},
             "problem_type": "single_label_classification" if labels else "regression",
         }
-
-    def check_weights(self, config: Any) -> None:
-        """Refuse a search of the kernel regression, which trials are scored without."""
-        swept = sorted(name for name in config.names if name.startswith("memory_"))
-        if swept:
-            raise ConfigError(
-                f"{', '.join(swept)} cannot be searched: trials are scored without their memory, "
-                "which is fitted once they are trained"
-            )

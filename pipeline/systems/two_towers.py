@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pipeline.places import Place
 from pipeline.reading.captioned.dataset import load_captioned
 from pipeline.reading.config import CaptionData
 from pipeline.systems.base import Setup, Sides, System, Tower
-from pipeline.systems.config import Schedule, TowerOptions, TrainConfig
+from pipeline.systems.config import SAME, Schedule, TowerOptions, TrainConfig
 from pipeline.systems.inference import infer
 from pipeline.systems.kernel import MAX_ROWS, fit_kernel, means_of, place, samples_key
 from pipeline.systems.locate import Located
@@ -106,6 +106,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 class TwoTowersTrainConfig(TrainConfig):
     """How two side networks are trained from the caches of a text and an image or video tower."""
+
+    UNSEARCHED: ClassVar[dict[str, str]] = TrainConfig.UNSEARCHED | {"recipe": SAME}
+    INSTEAD: ClassVar[dict[str, str]] = {
+        "text_side_width": "text_reduction",
+        "media_side_width": "media_reduction",
+    }
 
     recipe: Recipe = "default"
     """Defaults of all other options: default for small data, or a published system's."""
@@ -232,14 +238,15 @@ class TwoTowersTrainConfig(TrainConfig):
             return values
         return RECIPES.get(values.get("recipe", "default"), {}) | values
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def contradictions(self) -> list[str]:
+        """Return what of the loss and the widths does not go together."""
+        problems = super().contradictions()
         if self.learn_scale and self.loss == "hinge":
-            raise ValueError("learn_scale is an option of loss infonce; the hinge has no factor")
+            problems.append("learn_scale is an option of loss infonce; the hinge has no factor")
         for tower in ("text", "media"):
             if getattr(self, f"{tower}_reduction") and getattr(self, f"{tower}_side_width"):
-                raise ValueError(f"give {tower}_reduction or {tower}_side_width, not both")
-        return self
+                problems.append(f"give {tower}_reduction or {tower}_side_width, not both")
+        return problems
 
 
 class TwoTowersSystem(System):

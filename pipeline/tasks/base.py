@@ -5,7 +5,7 @@ n examples of a split, b of a batch, C outputs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
@@ -113,12 +113,14 @@ class PerExample:
         predictions: [n].
         scorers: each metric's name and function of targets and predictions.
         described: what the predictions file says of each example.
+        means: metrics that are means of a number an example, [n] each.
     """
 
     targets: NDArray[Any] | None
     predictions: NDArray[Any]
     scorers: Mapping[str, Any]
     described: Sequence[dict[str, Any]]
+    means: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     unit: str = "examples"
     digits: int = 3
 
@@ -131,7 +133,8 @@ class PerExample:
             return {}
         rows: Any = slice(None) if units is None else units
         targets, predictions = self.targets[rows], self.predictions[rows]
-        return {name: float(score(targets, predictions)) for name, score in self.scorers.items()}
+        found = {name: float(score(targets, predictions)) for name, score in self.scorers.items()}
+        return found | {name: float(values[rows].mean()) for name, values in self.means.items()}
 
     def extras(self) -> dict[str, float]:
         """There are none."""

@@ -18,6 +18,8 @@ from pipeline.tasks.metrics import CLASSIFICATION, check_metrics
 from unipt import Outputs
 
 DEFAULT_METRICS = ("accuracy", "macro_f1", "matthews")
+TOP = {"top5_accuracy": 5}
+"""Metric -> how many of the most likely classes may be the right one."""
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values tried of C, the inverse strength of a probe's penalty; strongest first."""
 
@@ -45,7 +47,7 @@ class Classification:
     ) -> None:
         self.labels = tuple(labels)
         self.metrics = tuple(metrics or DEFAULT_METRICS)
-        check_metrics(self.metrics, CLASSIFICATION)
+        check_metrics(self.metrics, (*CLASSIFICATION, *TOP))
         self.label_smoothing = label_smoothing
         self.weights = None if counts is None else self._balanced(counts)
 
@@ -82,13 +84,18 @@ class Classification:
         """Return the judgement of logits [n, C]."""
         (found,) = outputs
         logits = found.values["logits"].double()
-        hidden = examples.targets is None
+        targets = None if examples.targets is None else class_numbers(examples)
         probabilities = torch.softmax(logits, 1).numpy()
         predictions = probabilities.argmax(1)
         return PerExample(
-            targets=None if hidden else class_numbers(examples),
+            targets=targets,
             predictions=predictions,
-            scorers={name: CLASSIFICATION[name] for name in self.metrics},
+            scorers={name: CLASSIFICATION[name] for name in self.metrics if name not in TOP},
+            means={
+                name: _among(TOP[name], probabilities, targets)
+                for name in self.metrics
+                if name in TOP and targets is not None
+            },
             described=described(
                 examples,
                 [None if e.target is None else self.labels[e.target] for e in examples.examples],
@@ -143,6 +150,16 @@ class Classes:
     def batch(self, index: Tensor) -> Tensor:
         """Return those at these positions."""
         return self.values[index]
+
+
+def _among(
+    count: int, probabilities: NDArray[Any], targets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return whether each target is among the `count` most likely classes, [n]; no tie helps."""
+    own = np.take_along_axis(probabilities, targets[:, None], 1)
+    rivals = probabilities.shape[1] - (probabilities < own).sum(1)  # those as likely, and itself
+    among: NDArray[np.bool_] = rivals <= count
+    return among.astype(np.float64)
 
 
 def class_numbers(examples: Labelled) -> NDArray[np.int64]:

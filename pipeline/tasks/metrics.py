@@ -4,7 +4,7 @@ Each metric is one line, computed by scikit-learn or scipy. An interval costs `r
 evaluations of the metrics: about 1 s for 1,000 resamples of 1,000 rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,12 +78,13 @@ class Interval:
         return asdict(self)
 
 
-def check_metrics(names: Sequence[str], known: Mapping[str, Metric]) -> None:
+def check_metrics(names: Sequence[str], known: Iterable[str]) -> None:
     """Raise ConfigError naming the `known` metrics if one of `names` is not among them."""
-    unknown = [name for name in names if name not in known]
+    listed = tuple(known)
+    unknown = [name for name in names if name not in listed]
     if unknown or not names:
         raise ConfigError(
-            f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(known)}"
+            f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(listed)}"
         )
 
 

@@ -271,7 +271,7 @@ def train_epochs(
         for place, batch in enumerate(batches.epoch(epoch, start_batch=first), first):
             for each in here:
                 if each.failed is None and place >= each.now.batch:
-                    with each.random.within(len(here) > 1):
+                    with each.random.within(not alone):
                         each.step(batch)
             every = here[0].config.checkpoint_steps
             if alone and every and here[0].now.step % every == 0 and here[0].failed is None:
@@ -282,7 +282,7 @@ def train_epochs(
         seconds = (time.perf_counter() - started) / len(here)
         for each in here:
             if each.failed is None:
-                with each.random.within(len(here) > 1):
+                with each.random.within(not alone):
                     each.end_epoch(seconds)
                 if alone:
                     _save(each)

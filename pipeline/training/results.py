@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cache import Cache
-from cache.location import absolute
+from cache.storage.location import absolute
 from pipeline.console import duration
 from pipeline.run import FORMAT, INFO, WEIGHTS, Run, RunError
 from pipeline.systems import Setup

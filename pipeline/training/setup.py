@@ -6,6 +6,7 @@ Each thing is read once by all trainings that share a `Memo`.
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,14 @@ from pipeline.systems.locate import Located, locate, modality_of
 from pipeline.systems.memo import Memo
 from pipeline.systems.taps import TowerTaps, select
 
-__all__ = ["fold_setup", "identity", "make_loader", "prepare", "with_splits"]
+__all__ = [
+    "fold_setup",
+    "identity",
+    "loader_options",
+    "make_loader",
+    "prepare",
+    "with_splits",
+]
 
 
 def prepare(config: TrainConfig, memo: Memo | None = None) -> Setup:
@@ -45,7 +53,7 @@ def prepare(config: TrainConfig, memo: Memo | None = None) -> Setup:
     caches = {name: opened(each.cache) for name, each in options.items()}
     towers = system.towers(dataset)
     taps = {
-        name: select(caches[name], each.taps, f"{each.prefix}taps")
+        name: select(caches[name], each.taps, f"{each.prefix}taps", towers[name].facts)
         for name, each in options.items()
     }
     for name, each in options.items():
@@ -115,25 +123,34 @@ def _no_bytes(_: object) -> int:
 
 def make_loader(config: TrainConfig, setup: Setup) -> JointLoader:
     """Return the shuffled loader of the training examples."""
+    return JointLoader(**loader_options(config, setup))
+
+
+def loader_options(config: TrainConfig, setup: Setup) -> dict[str, Any]:
+    """Return what the loader of the training examples is made of.
+
+    Trainings for which all of it is equal want the same batches, however else they differ.
+    """
     located = setup.splits["train"]
-    return JointLoader(
-        {
-            tower: Source(
-                cache=setup.caches[tower],
-                samples=found if found.shape[1] > 1 else found[:, 0],
-                taps=setup.taps[tower].names,
-                views=found.shape[1] > 1,
-            )
-            for tower, found in located.samples.items()
-        },
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-        seed=config.batch_seed,
-        tier=config.tier,
-        device=setup.device,
-        spread=setup.system.spread,
-        drop_last=setup.system.spread and len(located) > config.batch_size,
-    )
+    sources = {
+        tower: Source(
+            cache=setup.caches[tower],
+            samples=found if found.shape[1] > 1 else found[:, 0],
+            taps=[tap.name for tap in setup.taps[tower].read],
+            views=found.shape[1] > 1,
+        )
+        for tower, found in located.samples.items()
+    }
+    return {
+        "sources": sources,
+        "batch_size": config.batch_size,
+        "max_tokens": config.max_tokens,
+        "seed": config.batch_seed,
+        "tier": config.tier,
+        "device": setup.device,
+        "spread": setup.system.spread,
+        "drop_last": setup.system.spread and len(located) > config.batch_size,
+    }
 
 
 def identity(config: TrainConfig, setup: Setup) -> str:
@@ -143,7 +160,7 @@ def identity(config: TrainConfig, setup: Setup) -> str:
             "config": config.model_dump(mode="json", exclude={"out", *config.caches()}),
             "caches": {name: cache.fingerprint.digest for name, cache in setup.caches.items()},
             "taps": {name: taps.names for name, taps in setup.taps.items()},
-            "examples": {name: located.digest() for name, located in setup.splits.items()},
+            "examples": {name: located.digest for name, located in setup.splits.items()},
         },
         sort_keys=True,
     )
@@ -164,9 +181,16 @@ def fold_setup(setup: Setup, config: TrainConfig, fold: int, folds: int, seed: i
         ConfigError: there are fewer groups than folds, or no targets.
     """
     located = setup.splits["train"]
-    parts = assign_folds(located, folds, seed)  # [n]
-    chosen = {"train": np.flatnonzero(parts != fold), "dev": np.flatnonzero(parts == fold)}
-    return with_splits(setup, config, {name: located.take(r) for name, r in chosen.items()})
+
+    def divide() -> dict[str, Located]:
+        parts = assign_folds(located, folds, seed)  # [n]
+        chosen = {"train": np.flatnonzero(parts != fold), "dev": np.flatnonzero(parts == fold)}
+        return {name: located.take(rows) for name, rows in chosen.items()}
+
+    places = tuple(str(cache.path) for cache in setup.caches.values())
+    data = config.data.model_dump_json()
+    key = ("fold", data, places, config.views, fold, folds, seed)
+    return with_splits(setup, config, setup.memo.get(key, divide, _no_bytes))
 
 
 def assign_folds(located: Located, folds: int, seed: int) -> Ints:

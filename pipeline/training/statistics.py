@@ -52,7 +52,7 @@ def _moments(sides: Sides, setup: Setup, cells: bool) -> Moments:
 def _measured(tower: str, setup: Setup, samples: Ints, cells: bool) -> Moments:
     cache, taps = setup.caches[tower], setup.taps[tower]
     order = np.argsort(cache.table.block[samples], kind="stable")
-    source = Source(cache=cache, samples=samples[order], taps=taps.names)
+    source = Source(cache=cache, samples=samples[order], taps=[tap.name for tap in taps.read])
     loader = JointLoader({tower: source}, batch_size=BATCH, seed=0, shuffle=False)
     total: list[tuple[int, Tensor, Tensor]] = []
     for batch in loader.epoch(0):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pictures import CONFIGS, pictures, shake
+from imagekit import CONFIGS, save_images, shake
 from tiny import SENTENCES, tiny_tokenizer
 from transformers import AutoConfig
 
@@ -55,7 +55,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_image_tower_projects_as_the_whole_model_does(both: Any, tmp_path: Path) -> None:
     _, folder, model = both
     backbone = load_backbone(str(folder), tower="image")
-    encoded = backbone.encode(pictures(tmp_path))
+    encoded = backbone.encode(save_images(tmp_path))
     states = backbone.forward(encoded)
     with torch.no_grad():
         result = model.get_image_features(**backbone.prepare(encoded))
@@ -99,7 +99,7 @@ def test_a_clip_text_is_projected_at_its_first_end(tmp_path: Path) -> None:
 def test_an_image_tower_takes_another_size(both: Any, tmp_path: Path) -> None:
     _, folder, _ = both
     backbone = load_backbone(str(folder), tower="image", image_size=(40, 56))
-    states = backbone.forward(backbone.encode(pictures(tmp_path)))
+    states = backbone.forward(backbone.encode(save_images(tmp_path)))
     assert states["encoder.layer.01"].shape[1] in (5 * 7, 5 * 7 + 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import pictures, shake
+from imagekit import save_images, shake
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -168,7 +168,7 @@ def test_a_published_file_loads_unchanged(published: Any, tmp_path: Path) -> Non
     assert set(state) - set(own) == {"_fc.weight", "_fc.bias"}
     for name, value in own.items():
         assert torch.equal(value, state[name]), name
-    encoded = backbone.encode(pictures(tmp_path))
+    encoded = backbone.encode(save_images(tmp_path))
     assert [tap.shape[0] for tap in backbone.taps] == [16, 24, 40, 112, 320]
     assert backbone.forward(encoded, torch.float16)["stage.5"].shape == (3, 320, 2, 2)
 
@@ -176,7 +176,7 @@ def test_a_published_file_loads_unchanged(published: Any, tmp_path: Path) -> Non
 def test_bytes_become_x_minus_127_by_128(published: Any, tmp_path: Path) -> None:
     path, _ = published
     backbone = load_backbone(str(path), architecture="efficientnet_lite0", image_size=32)
-    inputs = pictures(tmp_path, ((32, 32),))
+    inputs = save_images(tmp_path, ((32, 32),))
     from PIL import Image
 
     raw = torch.tensor(list(Image.open(inputs[0].path).tobytes()), dtype=torch.float32)
@@ -230,7 +230,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_random_weights_by_seed_stay_within_float16(tmp_path: Path) -> None:
-    inputs = pictures(tmp_path)
+    inputs = save_images(tmp_path)
     options: dict[str, Any] = {"architecture": "resnext50_32x4d", "random_init": True}
     one = load_backbone("random", image_size=64, seed=1, **options)
     two = load_backbone("random", image_size=64, seed=2, **options)

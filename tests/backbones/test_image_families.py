@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import animation, pictures, shake, tiny_backbone, tiny_vision, transform_of
+from imagekit import animation, save_images, shake, tiny_backbone, tiny_vision, transform_of
 from torch import Tensor, nn
 
 from pipeline.backbones import (
@@ -103,7 +103,7 @@ def make(model_type: str, **options: object) -> ImageBackbone:
 
 
 def watch(model: nn.Module, paths: list[str], pixels: Tensor) -> dict[str, Tensor]:
-    """Run one picture; return what each module emitted, and the model's own first output."""
+    """Run one image; return what each module emitted, and the model's own first output."""
     seen: dict[str, Tensor] = {}
     handles = []
     for path in paths:
@@ -125,7 +125,7 @@ def watch(model: nn.Module, paths: list[str], pixels: Tensor) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize(("model_type", "family", "taps", "module", "first", "last"), ROWS)
-def test_states_are_what_each_module_emits_for_the_picture_alone(
+def test_states_are_what_each_module_emits_for_the_image_alone(
     model_type: str,
     family: str,
     taps: list[str],
@@ -139,7 +139,7 @@ def test_states_are_what_each_module_emits_for_the_picture_alone(
     assert backbone.tap_modules[taps[-1]] == module
     assert (backbone.taps[0].shape, backbone.taps[-1].shape) == (first, last)
     check_frozen(backbone.model, backbone.tap_modules)
-    encoded = backbone.encode(pictures(tmp_path))
+    encoded = backbone.encode(save_images(tmp_path))
     states = backbone.forward(encoded)
     pixels = backbone.prepare(encoded)["pixel_values"]
     assert pixels.shape == (3, 3, *WIDE)
@@ -151,7 +151,7 @@ def test_states_are_what_each_module_emits_for_the_picture_alone(
             if family == "swin":  # cells in rows
                 wanted = wanted.T.reshape(tap.shape)
             torch.testing.assert_close(states[tap.name][i], wanted, atol=2e-4, rtol=2e-4)
-    for tap in backbone.taps:  # no state is constant over pictures
+    for tap in backbone.taps:  # no state is constant over images
         assert (states[tap.name][0] - states[tap.name][1]).abs().max() > 1e-4, tap.name
 
 
@@ -163,11 +163,11 @@ def test_every_image_model_type_of_a_family_file_has_a_row_or_is_one_class_with_
 
 
 @pytest.mark.parametrize("model_type", ["vit", "resnet"])
-def test_a_clip_is_its_frames_one_after_the_other(model_type: str, tmp_path: Path) -> None:
-    options = {"name": "clip", "fps": 0, "max_frames": 3}
+def test_a_video_is_its_frames_one_after_the_other(model_type: str, tmp_path: Path) -> None:
+    options = {"name": "video", "fps": 0, "max_frames": 3}
     backbone = VideoBackbone(tiny_vision(model_type), transform_of(32), **options)
-    clips = [VideoInput(animation(tmp_path / f"{n}.webp", n)) for n in (5, 2, 7)]
-    encoded = backbone.encode(clips)
+    videos = [VideoInput(animation(tmp_path / f"{n}.webp", n)) for n in (5, 2, 7)]
+    encoded = backbone.encode(videos)
     assert encoded.lengths.tolist() == [3, 2, 3]
     assert {(tap.kind, tap.axis) for tap in backbone.taps} == {("frames", "frames")}
     states = backbone.forward(encoded)
@@ -183,9 +183,9 @@ def test_a_clip_is_its_frames_one_after_the_other(model_type: str, tmp_path: Pat
         torch.testing.assert_close(second[tap.name], states[tap.name][3:5], atol=2e-4, rtol=2e-4)
 
 
-def test_a_pass_holds_as_many_pictures_as_its_bound(tmp_path: Path) -> None:
+def test_a_pass_holds_as_many_images_as_its_bound(tmp_path: Path) -> None:
     backbone = tiny_backbone("vit", taps=["final_norm"])
-    encoded = backbone.encode(pictures(tmp_path))
+    encoded = backbone.encode(save_images(tmp_path))
     whole = backbone.forward(encoded)["final_norm"]
     type(backbone).pass_images, kept = property(lambda _: 2), type(backbone).pass_images
     try:
@@ -210,7 +210,7 @@ def test_single_blocks_and_the_head_are_recorded_when_named() -> None:
 
 
 def test_a_size_that_a_model_cannot_take_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"takes no pictures of 4 x 4 pixels.*made for 32"):
+    with pytest.raises(BackboneError, match=r"takes no images of 4 x 4 pixels.*made for 32"):
         tiny_backbone("vit", 4)
 
 
@@ -231,7 +231,7 @@ def test_a_trainable_weight_and_a_live_batch_norm_are_refused() -> None:
     check_frozen(backbone.model, {"stage.1": "encoder.stages.0"})
 
 
-def test_a_trace_of_pictures_keeps_shapes_only() -> None:
+def test_a_trace_of_images_keeps_shapes_only() -> None:
     from pipeline.backbones.trace import trace
 
     seen = trace(tiny_vision("vit"))
@@ -241,27 +241,27 @@ def test_a_trace_of_pictures_keeps_shapes_only() -> None:
     assert not seen.gave_result("layers.1")
 
 
-def test_a_clip_that_changed_since_it_was_counted_is_named(tmp_path: Path) -> None:
-    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="clip", fps=0)
-    path = animation(tmp_path / "clip.webp", 6)
+def test_a_video_that_changed_since_it_was_counted_is_named(tmp_path: Path) -> None:
+    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="video", fps=0)
+    path = animation(tmp_path / "video.webp", 6)
     encoded = backbone.encode([VideoInput(path)])
     animation(path, 2)
-    with pytest.raises(PipelineError, match=r"clip\.webp"):
+    with pytest.raises(PipelineError, match=r"video\.webp"):
         backbone.prepare(encoded)
 
 
 def test_all_frames_of_a_view_share_its_crop(tmp_path: Path) -> None:
     from PIL import Image
 
-    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="clip", fps=0)
+    backbone = VideoBackbone(tiny_vision("vit"), transform_of(32), name="video", fps=0)
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    shades = [Image.fromarray(noise // k) for k in (1, 2)]  # one picture, half as bright
-    path = tmp_path / "clip.webp"
+    shades = [Image.fromarray(noise // k) for k in (1, 2)]  # one image, half as bright
+    path = tmp_path / "video.webp"
     shades[0].save(path, save_all=True, append_images=shades[1:], duration=100, lossless=True)
-    clip = [VideoInput(path)]
-    first, second = backbone.prepare(backbone.encode(clip, [1]))["pixel_values"]
+    video = [VideoInput(path)]
+    first, second = backbone.prepare(backbone.encode(video, [1]))["pixel_values"]
     assert ((first + 1) / 2 - (second + 1)).abs().max() < 0.05
-    clean = backbone.prepare(backbone.encode(clip))["pixel_values"][0]
+    clean = backbone.prepare(backbone.encode(video))["pixel_values"][0]
     assert (first - clean).abs().max() > 0.1
 
 
@@ -270,7 +270,7 @@ def test_checking_a_swin_leaves_its_windows_alone(tmp_path: Path) -> None:
     swin = tiny_vision("swin", depths=[1, 2], num_heads=[1, 2], window_size=8)
     backbone = ImageBackbone(swin, transform_of(64), name="swin")
     windows = [m.shift_size for m in backbone.model.modules() if hasattr(m, "shift_size")]
-    before = backbone.forward(encoded := backbone.encode(pictures(tmp_path)))["stage.2"]
+    before = backbone.forward(encoded := backbone.encode(save_images(tmp_path)))["stage.2"]
     check_frozen(backbone.model, backbone.tap_modules)
     after = backbone.forward(encoded)["stage.2"]
     assert torch.equal(before, after)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pictures import pictures, tiny_vision
+from imagekit import save_images, tiny_vision
 from tiny import save_tiny
 from transformers import AutoConfig
 
@@ -32,7 +32,7 @@ def test_a_saved_model_gives_what_transformers_gives(folder: Path, tmp_path: Pat
     assert (backbone.modality, backbone.axis, backbone.size) == ("image", None, (32, 32))
     assert not backbone.model.training
     assert not any(p.requires_grad for p in backbone.model.parameters())
-    encoded = backbone.encode(pictures(tmp_path))
+    encoded = backbone.encode(save_images(tmp_path))
     assert (encoded.lengths.tolist(), encoded.truncated.tolist()) == ([1] * 3, [False] * 3)
 
     from PIL import Image
@@ -70,7 +70,7 @@ def test_a_model_without_a_processor_is_refused_unless_random(folder: Path, tmp_
 def test_the_size_can_be_chosen(folder: Path, size: Any, patches: int, tmp_path: Path) -> None:
     backbone = load_backbone(str(folder), image_size=size)
     height, width = (size, size) if isinstance(size, int) else size
-    prepared = backbone.prepare(backbone.encode(pictures(tmp_path)))
+    prepared = backbone.prepare(backbone.encode(save_images(tmp_path)))
     assert prepared["pixel_values"].shape == (3, 3, height, width)
     assert {tap.shape for tap in backbone.taps} == {(patches + 1, 16)}
 
@@ -83,17 +83,17 @@ def test_the_fingerprint_sees_weights_size_taps_frames_and_modality(folder: Path
     assert larger["preprocessing"] != original["preprocessing"]
     fewer = load_backbone(str(folder), taps=["encoder.layer.*"]).fingerprint_parts()
     assert list(fewer["taps"]) == ["encoder.layer.00", "encoder.layer.01"]
-    clips = [
+    videos = [
         load_backbone(str(folder), tower="video", fps=fps, max_frames=n).fingerprint_parts()
         for fps, n in ((1.0, 12), (2.0, 12), (1.0, 8))
     ]
-    seen = [json.dumps(parts["preprocessing"]) for parts in (original, *clips)]
+    seen = [json.dumps(parts["preprocessing"]) for parts in (original, *videos)]
     assert len(set(seen)) == 4
 
 
 def test_a_view_depends_on_its_content_and_number_alone(folder: Path, tmp_path: Path) -> None:
     backbone = load_backbone(str(folder))
-    inputs = pictures(tmp_path)
+    inputs = save_images(tmp_path)
     (tmp_path / "moved").mkdir()
     moved = [type(i)(Path(shutil.copy(i.path, tmp_path / "moved"))) for i in inputs[::-1]]
 
@@ -121,7 +121,7 @@ def test_an_option_of_another_modality_is_refused(folder: Path, tmp_path: Path) 
         load_backbone(text, image_size=32)
     with pytest.raises(BackboneError, match="reads texts, so it cannot be the video tower"):
         load_backbone(text, tower="video")
-    with pytest.raises(BackboneError, match="reads pictures, so it cannot be the text tower"):
+    with pytest.raises(BackboneError, match="reads images, so it cannot be the text tower"):
         load_backbone(str(folder), tower="text")
     with pytest.raises(BackboneError, match="image_size 0 is unusable"):
         load_backbone(str(folder), image_size=0)
@@ -134,7 +134,7 @@ def test_a_model_of_sounds_is_refused(tmp_path: Path) -> None:
         "wav2vec2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     config.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=r"reads input_values; texts .* and pictures"):
+    with pytest.raises(BackboneError, match=r"reads input_values; texts .* and images"):
         load_backbone(str(tmp_path), random_init=True)
 
 
@@ -154,7 +154,7 @@ def test_a_half_type_is_computed_in_and_its_digest_is_the_same(
 ) -> None:
     half = load_backbone(str(folder), dtype="bfloat16")
     assert half.compute_dtype == torch.bfloat16
-    states = half.forward(half.encode(pictures(tmp_path)))
+    states = half.forward(half.encode(save_images(tmp_path)))
     assert states["final_norm"].dtype == torch.bfloat16
     assert half.fingerprint_parts() == load_backbone(str(folder)).fingerprint_parts()
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
-from cache.order import Limits, cut_batches, rank_parts
-from cache.workbench import Workbench
+from cache.loading.order import Limits, cut_batches, rank_parts
+from cache.reading.buffers import BatchBuffers
 
 RNG = np.random.default_rng(11)
 LENGTHS = (*RNG.integers(0, 12, 119).tolist(), 63)
@@ -29,7 +29,9 @@ LENGTH = np.array(LENGTHS)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.store.SHARE", 100)  # several threads copy even a small batch
+        patch.setattr(
+            "cache.reading.block_store.SHARE", 100
+        )  # several threads copy even a small batch
         yield Cache.open(SAMPLE.write(tmp_path_factory.mktemp("batches") / "cache"))
 
 
@@ -153,12 +155,11 @@ def test_never_more_memory_than_stated_under_any_bound(opened, data):
         limits["max_tokens"] = None
     fresh = Cache.open(opened.path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.workbench._SMALL", 1)  # keep even the smallest buffers
+        patch.setattr("cache.reading.buffers._SMALL", 1)  # keep even the smallest buffers
         counted = Counted(patch)
         batches = loader(fresh, **limits)
         feed = batches.joint.feeds[""]
         beside = feed.held_bytes - feed.block_bytes * batches.joint.memory.capacities[0]
-        beside = 0 if feed.streams else beside  # else blocks that other loaders may need
         for epoch in range(2):
             for batch in batches.epoch(epoch):
                 assert len(batch.index)
@@ -223,7 +224,7 @@ def test_memory_of_batches_that_are_gone_is_taken_again(tmp_path):
 
 
 def test_a_workbench_keeps_no_more_than_it_may():
-    bench = Workbench(most_rows=100, keep=2)
+    bench = BatchBuffers(most_rows=100, keep=2)
     shape = (2, 50, 512)
     alive = [bench.room(shape, torch.float16) for _ in range(5)]
     assert len({tensor.data_ptr() for tensor in alive}) == 5
@@ -269,7 +270,7 @@ def test_every_job_is_done_once_and_all_have_ended_before_an_error(wrong):
             raise CacheDamaged(f"job {number}")
 
     with ThreadPoolExecutor(3) as readers:
-        bench = Workbench(readers=readers)
+        bench = BatchBuffers(readers=readers)
         jobs = [partial(job, number) for number in range(9)]
         failing = pytest.raises(CacheDamaged, match=f"job {wrong}")
         with nullcontext() if wrong is None else failing:

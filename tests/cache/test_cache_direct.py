@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache import direct
-from cache.direct import PAGE, open_new, page_aligned, write_all, write_as_final
-from cache.spec import Bytes
+from cache.format.spec import Bytes
+from cache.storage import direct
+from cache.storage.direct import PAGE, open_new, page_aligned, write_all, write_as_final
 
 SIZES = st.integers(0, 5 * PAGE)
 

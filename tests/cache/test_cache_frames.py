@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from cache import Cache, CacheLayout, Fingerprint, InvalidTap, Loader, TapSpec, plan_layout, verify
-from cache.blocks import CHUNK_TARGET, SHARD_TARGET
+from cache.format.blocks import CHUNK_TARGET, SHARD_TARGET
 
 MIB = 2**20
 STAGES = [(256, 128, 128), (512, 64, 64), (1024, 32, 32), (2048, 16, 16)]

@@ -26,7 +26,7 @@ from cache import (
     merge,
     verify,
 )
-from cache.quantize import MIN_SCALE, channel_axis, dequantize, quantize, requantized
+from cache.format.quantize import MIN_SCALE, channel_axis, dequantize, quantize, requantized
 
 FIXED = [
     TapSpec(name="map", kind="map", shape=(3, 4, 2)),

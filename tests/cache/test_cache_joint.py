@@ -42,7 +42,7 @@ TAPS = {
 def caches(tmp_path_factory):
     root = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cache.blocks.CHUNK_TARGET", 2000)  # 4 pictures a block
+        patch.setattr("cache.format.blocks.CHUNK_TARGET", 2000)  # 4 pictures a block
         paths = {name: sample.write(root / name) for name, sample in SAMPLES.items()}
     return {name: Cache.open(path) for name, path in paths.items()}
 
@@ -150,10 +150,10 @@ def test_any_sources_give_the_right_numbers_in_a_fixed_order(caches, data):
 
 
 def demands(loader):
-    names = sorted(loader.feeds, key=lambda name: name != loader.lead)
+    names = sorted(loader.feeds, key=lambda name: name != loader.primary)
     asked = {name: loader.feeds[name].demands(loader.limits) for name in names}
     weight = {name: sum(d.needed * d.block for d in asked[name]) for name in names}
-    names.sort(key=lambda name: (name != loader.lead, weight[name]))
+    names.sort(key=lambda name: (name != loader.primary, weight[name]))
     return [d for name in names for d in asked[name]]
 
 
@@ -175,7 +175,7 @@ def test_one_source_is_the_loader(caches):
 @pytest.mark.parametrize("media", ["image", "video"])
 def test_the_larger_source_leads_block_by_block(caches, media):
     loader = pairs(caches, media=media, spread=False)
-    assert loader.lead == "media"
+    assert loader.primary == "media"
     blocks = caches[media].table.block[loader.feeds["media"].samples[:, 0]][loader.order(1)]
     first = {block: np.flatnonzero(blocks == block)[[0, -1]] for block in set(blocks.tolist())}
     for place in range(len(blocks)):

@@ -17,13 +17,11 @@ from cache import (
     FingerprintMismatch,
     InvalidTap,
     TapSpec,
-    append,
     convert,
-    export_taps,
     merge,
     verify,
 )
-from cache.fingerprint import table_digest
+from cache.format.fingerprint import table_digest
 
 LENGTHS = np.random.default_rng(4).integers(1, 12, 60).tolist()
 VECTOR = TapSpec(name="pooled", kind="vector", shape=(5,))
@@ -109,46 +107,6 @@ def test_a_merged_cache_is_shuffled(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_appending_shares_the_old_shards(tmp_path, kind):
-    size = {"frames": 12} if kind == "frames" else 10
-    old = Part(range(40), taps=KINDS[kind], block_tokens=size)
-    new = Part(range(35, 60), taps=KINDS[kind], block_tokens=size)
-    old.write(tmp_path / "old")
-    new.write(tmp_path / "new")
-    before = contents(tmp_path / "old")
-    report = append(tmp_path / "old", [tmp_path / "new"], tmp_path / "all")
-    cache = check(tmp_path / "all", Part(range(60), taps=KINDS[kind]))
-    base = Cache.open(tmp_path / "old")
-    shards = base.geometry.n_shards
-    if kind != "fixed":
-        assert report.shards_linked >= shards - 1 > 0
-        assert np.array_equal(cache.table.block[:40], base.table.block)
-        stack = base.geometry.stacks[0]
-        files = [p / base.geometry.shard_path(stack, 0) for p in (base.path, cache.path)]
-        assert files[0].samefile(files[1])
-        assert "taken over" in report.render()
-    assert contents(tmp_path / "old") == before
-    again = append(tmp_path / "all", [tmp_path / "new"], tmp_path / "more")
-    assert (again.samples, again.rows_known) == (60, 25)
-
-
-def test_shards_are_copied_where_links_are_impossible(tmp_path, monkeypatch):
-    Part(range(40)).write(tmp_path / "old")
-    Part(range(40, 60)).write(tmp_path / "new")
-    append(tmp_path / "old", [tmp_path / "new"], tmp_path / "linked")
-
-    def refuse(source, target):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr("os.link", refuse)
-    append(tmp_path / "old", [tmp_path / "new"], tmp_path / "copied")
-    assert contents(tmp_path / "copied") == contents(tmp_path / "linked")
-    shard = "activations/tokens-4/c/0/0/0/0"
-    shard = next(name for name in contents(tmp_path / "old") if name.startswith(shard[:24]))
-    assert not (tmp_path / "copied" / shard).samefile(tmp_path / "old" / shard)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [10, 7])
 def test_exported_taps_are_the_cache_that_an_extraction_of_them_gives(tmp_path, kind, size):
     taps = KINDS[kind]
@@ -156,7 +114,7 @@ def test_exported_taps_are_the_cache_that_an_extraction_of_them_gives(tmp_path, 
     settings |= {"blocks_per_shard": 2 if kind == "tokens" else None}
     Part(range(60), taps=taps, **settings).write(tmp_path / "all")
     names = [taps[1].name, taps[0].name]
-    report = export_taps(tmp_path / "all", names, tmp_path / "some")
+    report = convert(tmp_path / "all", tmp_path / "some", taps=names)
     chosen = [tap for tap in taps if tap.name in names]
     assert report.taps == tuple(tap.name for tap in chosen)
     some = SomeTaps(range(60), taps=chosen, **settings)
@@ -187,13 +145,13 @@ def test_rounded_numbers_stay_known_as_such(tmp_path):
     convert(tmp_path / "a", tmp_path / "b", dtype="float32")
     check(tmp_path / "b", Part(range(60), dtype="float32"))
     dtype = Cache.open(tmp_path / "b").fingerprint.mapping["dtype"]
-    assert dtype == {"stored": "float32", "computed": "float32", "through": ["bfloat16"]}
+    assert dtype == {"stored": "float32", "computed": "float32", "rounding_history": ["bfloat16"]}
     direct = Part(range(60), dtype="float32")
-    with pytest.raises(FingerprintMismatch, match="through"):
+    with pytest.raises(FingerprintMismatch, match="rounding_history"):
         direct.writer(tmp_path / "b")
     convert(tmp_path / "b", tmp_path / "c", dtype="float16")
     dtype = Cache.open(tmp_path / "c").fingerprint.mapping["dtype"]
-    assert dtype["through"] == ["bfloat16"]
+    assert dtype["rounding_history"] == ["bfloat16"]
 
 
 def test_layouts_convert(tmp_path):
@@ -237,8 +195,6 @@ def test_caches_of_different_kinds_are_not_joined(tmp_path, other, word):
     other.write(tmp_path / "b")
     with pytest.raises(FingerprintMismatch, match=word):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
-    with pytest.raises(FingerprintMismatch, match=word):
-        append(tmp_path / "a", [tmp_path / "b"], tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
@@ -257,7 +213,7 @@ def test_contradictions_are_refused(tmp_path):
     with pytest.raises(CacheConflict, match="different numbers of tokens"):
         merge([tmp_path / "a", tmp_path / "d"], tmp_path / "c")
     with pytest.raises(InvalidTap, match=r"nope.*tokens\.layer\.0"):
-        export_taps(tmp_path / "a", ["nope"], tmp_path / "c")
+        convert(tmp_path / "a", tmp_path / "c", taps=["nope"])
     for bad in (tmp_path / "a", tmp_path / "a" / "inside"):
         with pytest.raises(CacheError, match="source"):
             convert(tmp_path / "a", bad, dtype="float32")
@@ -281,30 +237,9 @@ def test_too_small_a_disk_is_told_before_the_first_shard(tmp_path, monkeypatch):
 def test_nothing_and_little_can_be_joined(tmp_path):
     paths = [Part(numbers).write(tmp_path / str(len(numbers))) for numbers in ([], [0])]
     assert merge(paths, tmp_path / "a").samples == 1
-    assert append(paths[0], paths[1:], tmp_path / "b").samples == 1
     assert merge(paths[:1], tmp_path / "c").samples == 0
-    assert export_taps(paths[0], ["tokens.layer.0"], tmp_path / "d").shards == 0
+    assert convert(paths[0], tmp_path / "d", taps=["tokens.layer.0"]).shards == 0
     check(tmp_path / "a", Part([0]))
-    check(tmp_path / "b", Part([0]))
-
-
-def test_a_longer_sample_makes_larger_shards_and_nothing_is_shared(tmp_path):
-    base = Sample(lengths=(3, 4, 5, 3, 9, 8), fingerprint={})
-    base.write(tmp_path / "a")
-    one = Sample(lengths=(55,), fingerprint={})
-    keys = np.full((1, 16), 255, np.uint8)
-    with CacheWriter.create(
-        tmp_path / "b", keys=keys, **(one.plan_kwargs | {"row_ids": ["long"]})
-    ) as writer:
-        one.fill(writer, 0)
-        writer.finish()
-    report = append(tmp_path / "a", [tmp_path / "b"], tmp_path / "c")
-    assert report.shards_linked == 0
-    cache = Cache.open(tmp_path / "c")
-    values = cache.read(np.arange(7))
-    for tap in base.taps:
-        wanted = torch.cat([base.values(tap, range(6)), one.values(tap, [0])])
-        assert torch.equal(values[tap.name].float(), wanted)
 
 
 def test_views_are_joined(tmp_path):
@@ -340,20 +275,18 @@ def test_int8_is_made_joined_and_left(tmp_path, kind):
         report = convert(tmp_path / name, tmp_path / f"{name}8", dtype="int8")
         assert report.dtype == "int8"
         cache = close(tmp_path / f"{name}8", part)
-        assert cache.fingerprint.mapping["dtype"]["through"] == ["float16"]
+        assert cache.fingerprint.mapping["dtype"]["rounding_history"] == ["float16"]
     whole = Part(range(60), taps=KINDS[kind])
     merge([tmp_path / "a8", tmp_path / "b8"], tmp_path / "m")
-    append(tmp_path / "a8", [tmp_path / "b8"], tmp_path / "n")
-    for name in "mn":
-        cache = close(tmp_path / name, whole)
-        assert cache.fingerprint.mapping["dtype"]["through"] == ["float16", "int8"]
-        old = Cache.open(tmp_path / "a8").read(np.arange(40))
-        for tap, values in cache.read(np.arange(40)).items():
-            assert torch.equal(values, old[tap])  # rounded once, with the factors of the first
+    cache = close(tmp_path / "m", whole)
+    assert cache.fingerprint.mapping["dtype"]["rounding_history"] == ["float16", "int8"]
+    old = Cache.open(tmp_path / "a8").read(np.arange(40))
+    for tap, values in cache.read(np.arange(40)).items():
+        assert torch.equal(values, old[tap])  # rounded once, with the factors of the first
     convert(tmp_path / "m", tmp_path / "f", dtype="float32")
     dtype = close(tmp_path / "f", whole).fingerprint.mapping["dtype"]
-    assert dtype["through"] == ["float16", "int8"]
+    assert dtype["rounding_history"] == ["float16", "int8"]
     taps = [KINDS[kind][0].name]
-    export_taps(tmp_path / "a8", taps, tmp_path / "some")
+    convert(tmp_path / "a8", tmp_path / "some", taps=taps)
     some = Cache.open(tmp_path / "some").read(np.arange(40))
     assert torch.equal(some[taps[0]], Cache.open(tmp_path / "a8").read(np.arange(40))[taps[0]])

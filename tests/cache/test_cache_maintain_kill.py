@@ -12,7 +12,7 @@ import pytest
 from cachekit import Killed, Sample, contents, cut_off_at
 
 import cache
-from cache import CacheDamaged, CacheError, CacheIncomplete, append, convert, gc, merge, verify
+from cache import CacheDamaged, CacheError, CacheIncomplete, convert, gc, merge, verify
 
 ROOT = Path(cache.__file__).parent.parent
 HERE = Path(__file__).parent
@@ -30,15 +30,14 @@ class Other(Sample):
 RIGHT = Other(lengths=tuple(range(1, 41)), seed=8)
 ACTIONS = {
     "merge": "merge([folder / 'a', folder / 'b'], out)",
-    "append": "append(folder / 'a', [folder / 'b'], out)",
     "convert": "convert(folder / 'a', out, dtype='float32', block_tokens=20)",
-    "export": "export_taps(folder / 'a', ['tokens.layer.1'], out)",
+    "export": "convert(folder / 'a', out, taps=['tokens.layer.1'])",
 }
 RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from cache import append, convert, export_taps, merge
+from cache import convert, merge
 folder, out = Path({folder!r}), Path({out!r})
 print("ready", flush=True)
 {action}
@@ -87,7 +86,7 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(folder, tmp_path, nam
     assert verify(out).ok
 
 
-@pytest.mark.parametrize("name", ["append", "convert"])
+@pytest.mark.parametrize("name", ["merge", "convert"])
 def test_cut_off_at_many_steps_it_goes_on(small, tmp_path, name):
     run(small, tmp_path / "whole", name)
     whole = contents(tmp_path / "whole")
@@ -152,18 +151,13 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(folder, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["merge", "append", "convert"])
+@pytest.mark.parametrize("name", ["merge", "convert"])
 def test_a_damaged_source_stops_and_does_not_spread(folder, tmp_path, name):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     file = next(f for f in sorted((copy / "a/activations/tokens-4/c").rglob("*")) if f.is_file())
     data = bytearray(file.read_bytes())
     data[200] ^= 1
     file.write_bytes(data)
-    if name == "append":  # the shard is shared, not read: the damage is found where it is read
-        report = append(copy / "a", [copy / "b"], tmp_path / "out")
-        assert report.shards_linked > 1
-        assert not verify(tmp_path / "out").ok
-        return
     with pytest.raises(CacheDamaged, match="fails its checksum"):
         run(copy, tmp_path / "out", name)
     with pytest.raises(CacheIncomplete):

@@ -12,12 +12,11 @@ from cache import (
     CacheIncomplete,
     CacheLocked,
     CacheNotFound,
-    append,
     gc,
     ls,
     verify,
 )
-from cache.files import append_synced
+from cache.storage.files import append_synced
 
 SAMPLE = Sample()
 SHARDS = SAMPLE.layout().n_shards
@@ -197,19 +196,6 @@ def test_repair_cut_off_at_every_step_never_hides_the_damage(made, tmp_path):
     pytest.fail("more steps than expected")
 
 
-def test_a_repaired_append_is_appended_again(path, tmp_path):
-    other = Sample(lengths=(3, 1), seed=1)
-    other.write(tmp_path / "b", row_ids=["x", "y"])
-    append(path, [tmp_path / "b"], tmp_path / "c")
-    good = contents(tmp_path / "c")
-    shard_file(tmp_path / "c", 1).unlink()
-    assert verify(tmp_path / "c", repair=True).damaged == (1,)
-    report = append(path, [tmp_path / "b"], tmp_path / "c")
-    assert report.shards_written + report.shards_linked == 1
-    assert contents(tmp_path / "c") == good
-    assert verify(path).ok
-
-
 def test_listing_tells_the_state_of_every_cache(path, tmp_path):
     with SAMPLE.writer(tmp_path / "deep/er/unfinished") as writer:
         SAMPLE.fill(writer, 0)
@@ -296,8 +282,8 @@ def test_gc_removes_what_was_only_begun_and_nothing_like_it(tmp_path, monkeypatc
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.writer.encode_ledger", stop)
-        patch.setattr("cache.geometry.Geometry.root_metadata", stop)
+        patch.setattr("cache.writing.writer.encode_ledger", stop)
+        patch.setattr("cache.writing.writer.build_files", stop)
         with pytest.raises(Cut):
             SAMPLE.writer(tmp_path / "begun")
     (tmp_path / "begun/index").mkdir()

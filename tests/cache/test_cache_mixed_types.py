@@ -27,16 +27,14 @@ from cache import (
     Loader,
     Source,
     TapSpec,
-    append,
     calibration_samples,
     convert,
-    export_taps,
     info,
     merge,
     verify,
 )
-from cache.quantize import requantized
-from cache.spec import TORCH_TYPES
+from cache.format.quantize import requantized
+from cache.format.spec import TORCH_TYPES
 
 TYPES = sorted(TORCH_TYPES)  # bfloat16, float16, float32, int8
 FIXED = [
@@ -73,7 +71,7 @@ def alternating(kind: str, *types: str) -> dict[str, str]:
 
 def rms_of(sample: Sample) -> dict[str, torch.Tensor]:
     found, layout = Calibration(), sample.layout()
-    coded = [tap for stack in layout.geometry.coded_stacks for tap in stack.taps]
+    coded = [tap for stack in layout.geometry.quantized_stacks for tap in stack.taps]
     samples = calibration_samples(layout)
     found.add({tap.name: sample.values(tap, samples) for tap in coded})
     return found.rms()
@@ -157,7 +155,7 @@ def test_a_batch_of_one_type_takes_no_detour(
     def never(*_: Any) -> Any:
         raise AssertionError("copied once more")
 
-    monkeypatch.setattr("cache.feed.write_numbers", never)
+    monkeypatch.setattr("cache.loading.sources.write_numbers", never)
     halves = [tap for tap, dtype in types.items() if dtype == "float16"]
     loader = Loader(cache, np.arange(sample.n), taps=halves, batch_size=4, seed=0)
     assert {batch.values.dtype for batch in loader.epoch(0)} == {torch.float16}
@@ -219,7 +217,7 @@ def test_taps_of_a_mix_are_those_of_a_narrower_one(tmp_path: Path) -> None:
     path = sample.write(tmp_path / "c", rms=rms_of(sample))
     for number, chosen in enumerate((KINDS["both"][:3], KINDS["both"][1:2])):
         names = [tap.name for tap in chosen]
-        export_taps(path, names, tmp_path / f"some{number}")
+        convert(path, tmp_path / f"some{number}", taps=names)
         narrow = mixed("both", {name: types[name] for name in names}, taps=chosen, **auto)
         narrow.values = sample.values  # type: ignore[method-assign]  # numbered as in the whole
         made = Cache.open(tmp_path / f"some{number}")
@@ -231,18 +229,20 @@ def test_taps_of_a_mix_are_those_of_a_narrower_one(tmp_path: Path) -> None:
         assert contents(wide) == contents(tmp_path / f"some{number}")
 
 
-def test_through_which_types_each_tap_went(tmp_path: Path) -> None:
+def test_the_rounding_history_of_each_tap(tmp_path: Path) -> None:
     a, b, c, d = (tap.name for tap in KINDS["tokens"])
     sample = mixed("tokens", {a: "float16", b: "float32", c: "float32", d: "int8"})
     path = sample.write(tmp_path / "c", rms=rms_of(sample))
     convert(path, tmp_path / "back", dtype="float32")
     stored = Cache.open(tmp_path / "back").fingerprint.mapping["dtype"]
     assert stored["stored"] == "float32"
-    assert stored["through"] == {a: ["float16"], d: ["int8"]}
-    export_taps(tmp_path / "back", [a], tmp_path / "a")
-    assert Cache.open(tmp_path / "a").fingerprint.mapping["dtype"]["through"] == ["float16"]
-    export_taps(tmp_path / "back", [b, c], tmp_path / "bc")
-    assert "through" not in Cache.open(tmp_path / "bc").fingerprint.mapping["dtype"]
+    assert stored["rounding_history"] == {a: ["float16"], d: ["int8"]}
+    convert(tmp_path / "back", tmp_path / "a", taps=[a])
+    assert Cache.open(tmp_path / "a").fingerprint.mapping["dtype"]["rounding_history"] == [
+        "float16"
+    ]
+    convert(tmp_path / "back", tmp_path / "bc", taps=[b, c])
+    assert "rounding_history" not in Cache.open(tmp_path / "bc").fingerprint.mapping["dtype"]
 
 
 def test_joining_mixes(tmp_path: Path) -> None:
@@ -254,16 +254,11 @@ def test_joining_mixes(tmp_path: Path) -> None:
         merge([path, uniform], tmp_path / "x")
     copy = mixed("tokens", types).write(tmp_path / "again", rms=rms)
     merge([path, copy], tmp_path / "merged")
-    report = append(path, [copy], tmp_path / "longer")
-    assert report.shards_linked
-    for folder in ("merged", "longer"):
-        cache = Cache.open(tmp_path / folder)
-        assert dict(cache.geometry.types) == types
-        values = cache.read(cache.find(sample.keys))
-        for tap in sample.taps:
-            assert torch.equal(
-                values[tap.name].float(), wanted(sample, cache, tap, range(sample.n))
-            )
+    cache = Cache.open(tmp_path / "merged")
+    assert dict(cache.geometry.types) == types
+    values = cache.read(cache.find(sample.keys))
+    for tap in sample.taps:
+        assert torch.equal(values[tap.name].float(), wanted(sample, cache, tap, range(sample.n)))
 
 
 def test_dask_gives_each_tap_in_its_type(tmp_path: Path) -> None:

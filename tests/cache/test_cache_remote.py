@@ -26,19 +26,18 @@ from cache import (
     CacheUnreachable,
     InvalidLocation,
     Loader,
-    append,
     convert,
     gc,
     info,
-    lease,
     ls,
     merge,
     parse_location,
     verify,
 )
-from cache import location as module
-from cache.lease import WriterLease
-from cache.location import ObjectPath
+from cache.storage import lease
+from cache.storage import location as module
+from cache.storage.lease import WriterLease
+from cache.storage.location import ObjectPath
 
 TOKENS = LONG["tokens"]
 SAMPLES = {
@@ -416,7 +415,6 @@ def test_other_things_are_left_alone(bucket) -> None:
         convert,
         lambda url, here: convert(here, url, dtype="float32"),
         lambda url, here: merge([here, url], here.parent / "out"),
-        lambda url, here: append(here, [url], here.parent / "out"),
     ],
 )
 def test_what_needs_a_folder_says_so(bucket, tmp_path, work) -> None:

@@ -13,8 +13,8 @@ from cachekit import Killed, Sample, contents, cut_off_at, frame_taps, token_tap
 
 import cache
 from cache import Cache, CacheFull, verify
-from cache import writer as writer_module
-from cache.location import files_below
+from cache.storage.location import files_below
+from cache.writing import writer as writer_module
 
 ROOT = Path(cache.__file__).parent.parent
 HERE = Path(__file__).parent

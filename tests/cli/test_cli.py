@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from tiny import save_tiny
 
 import cli
+from pipeline.systems import SYSTEMS, tasks
 
 ROOT = Path(cli.__file__).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -54,14 +55,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     invoke("extract", place / "model", place / "cache", *data)
     invoke("train", place / "cache", place / "run", *data, "--epochs", 2, "--device", "cpu")
     invoke("evaluate", place / "run")
-    invoke("export", place / "run", place / "out")
     return place
+
+
+@pytest.fixture(scope="module")
+def exported(place: Path) -> Path:
+    """The run as an ordinary model."""
+    invoke("export", place / "run", place / "out")
+    return place / "out"
 
 
 def test_the_parts_of_the_whole_way_are_there(place):
     assert (place / "cache" / "COMPLETE.json").is_file()
     assert (place / "run" / "evaluation_test.json").is_file()
-    assert json.loads((place / "out" / "parity_report.json").read_text())["passed"]
+
+
+def test_an_export_agrees_with_its_run(exported):
+    assert json.loads((exported / "parity_report.json").read_text())["passed"]
 
 
 def test_plan_prints_the_bytes_that_extraction_wrote(place):
@@ -79,7 +89,7 @@ def test_plan_prints_the_bytes_that_extraction_wrote(place):
 def test_inspect_tells_where_the_cache_came_from(place):
     told = json.loads(invoke("inspect", place / "cache", "--json").stdout)
     assert told["complete"]
-    assert told["origin"]["backbone"] == str(place / "model")
+    assert told["provenance"]["backbone"] == str(place / "model")
     assert "complete" in invoke("inspect", place / "cache").stdout
 
 
@@ -116,8 +126,8 @@ def test_config_file_and_flags_meet_and_flags_win(place):
     assert (used["epochs"], used["lr"]) == (1, 0.01)
 
 
-def test_predict_labels_standard_input(place):
-    done = run("predict", place / "out", input="good cat\nbad dog\n")
+def test_predict_labels_standard_input(exported):
+    done = run("predict", exported, input="good cat\nbad dog\n")
     assert done.returncode == 0, done.stderr
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 2
     assert "2 texts labelled" in done.stderr
@@ -136,26 +146,63 @@ def test_every_problem_of_a_config_is_told_at_once(place):
         *("--epochs", "0", "--lr", "-1", "--preset", "nonsense"),
     )
     assert done.returncode == 2
-    for name in ("epochs", "lr"):
+    for name in ("epochs", "lr", "preset"):
         assert name in done.stderr
 
 
-def test_training_loads_no_transformers(place):
-    code = (
-        "import sys; sys.argv[0] = 'unipt'; import cli\n"
-        "try: cli.main()\n"
-        "finally: assert 'transformers' not in sys.modules, 'transformers was imported'"
-    )
-    data = ["--train", str(place / "data.tsv"), "--epochs", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", str(place / "cache"), str(place / "pure"), *data],
+EXTRAS = ("transformers", "tokenizers", "dask", "distributed", "optuna", "PIL", "pyarrow", "pandas")
+WITHOUT = """
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {extras!r}
+        return None if hidden else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+sys.argv[0] = "unipt"
+"""
+
+
+def without_extras(*arguments: object, code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process where nothing that an extra brings is to be found."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(extras=EXTRAS) + code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
-        cwd=ROOT,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
+
+
+def test_training_needs_no_extra(place):
+    run_cli = "import cli; cli.main()"
+    data = ["--train", place / "data.tsv", "--epochs", "1"]
+    done = without_extras("train", place / "cache", place / "pure", *data, code=run_cli)
     assert done.returncode == 0, done.stderr
+    done = without_extras("evaluate", place / "pure", code=run_cli)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_needs_torch_only():
+    code = (
+        "import torch, numpy; before = set(sys.modules)\n"
+        "import unipt; own = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "third = own - set(sys.stdlib_module_names) - {'unipt'}\nassert not third, third"
+    )
+    done = without_extras(code=code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(place):
+    run_cli = "import cli; cli.main()"
+    data = ["--train", place / "data.tsv"]
+    done = without_extras("extract", place / "model", place / "none", *data, code=run_cli)
+    assert done.returncode == 1
+    assert "pip install 'unipt[extract]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
@@ -185,8 +232,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "task"),
-    [(name, ()) for name in cli.commands.summaries]
-    + [(name, ("--task", "retrieval")) for name in ("plan", "extract", "train")],
+    [(name, ()) for name in cli.commands.summaries if name not in cli.commands.by_task]
+    + [(name, ("--task", names[0])) for name in cli.commands.by_task for names in SYSTEMS.values()],
 )
 def test_every_command_explains_each_option(command, task):
     shown = invoke(command, *task, "--help").stdout
@@ -196,6 +243,21 @@ def test_every_command_explains_each_option(command, task):
         if parameter.param_type_name == "option":
             assert parameter.help, f"{command} {parameter.name} has no help"
             assert parameter.opts[0] in shown
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands.by_task))
+def test_help_says_whose_options_it_shows_and_where_the_others_are(command):
+    for names in SYSTEMS.values():
+        shown = " ".join(invoke(command, "--task", names[0], "--help").stdout.split())
+        own, _, others = shown.partition("--task NAME --help")
+        assert f"the tasks {', '.join(names)}" in own
+        assert all(task in others for task in tasks() if task not in names)
+
+
+def test_an_unknown_task_is_answered_with_the_known_ones():
+    done = run("train", "--task", "alchemy", "--help")
+    assert done.returncode == 2
+    assert "unknown task 'alchemy'; known: classification" in done.stderr
 
 
 def test_help_lists_the_commands_without_loading_them():

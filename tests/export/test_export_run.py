@@ -77,7 +77,7 @@ def test_what_the_run_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     places = trained(tmp_path, "classification")
     config = ExportConfig(run=places["run"], out=places["out"])
     cache = Run.open(places["run"]).caches()["text"]
-    cache.origin.clear()
+    cache.provenance.clear()
     with pytest.raises(ExportError, match="as `backbone`"):
         recorded_backbone(cache, config, None)
     save_tiny("bert", tmp_path / "other", seed=1)

@@ -1,4 +1,4 @@
-"""Tiny pictures and clips, made on the spot: frame i of every clip is uniform with value 10 i."""
+"""Tiny images and videos, made on the spot: frame i of every video is uniform with value 10 i."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def clip(
+def video(
     path: Path,
     codec: str = "libx264",
     frames: int = 20,
@@ -25,7 +25,7 @@ def clip(
     options: dict[str, str] | None = None,
     sound: bool = False,
 ) -> Path:
-    """Write a clip; `pts` are the frames' times in milliseconds."""
+    """Write a video; `pts` are the frames' times in milliseconds."""
     base = Fraction(1, rate if path.suffix == ".avi" else 1000)  # avi has one frame a unit
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -58,12 +58,12 @@ def add_sound(container: av.container.OutputContainer) -> None:
 
 def animation(path: Path, frames: int = 12, ms: int | list[int] = 100, alpha: int = 255) -> Path:
     """Write an animated webp, gif or png."""
-    pictures = [Image.new("RGBA", (32, 24), (i * STEP,) * 3 + (alpha,)) for i in range(frames)]
+    images = [Image.new("RGBA", (32, 24), (i * STEP,) * 3 + (alpha,)) for i in range(frames)]
     lossless = {"lossless": True} if path.suffix == ".webp" else {}
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=ms, **lossless)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=ms, **lossless)
     return path
 
 
 def numbers_seen(frames: list[Image.Image]) -> list[int]:
-    """Return which frames of a clip these are, from their values."""
+    """Return which frames of a video these are, from their values."""
     return [round(float(np.asarray(frame).mean()) / STEP) for frame in frames]

@@ -1,4 +1,4 @@
-"""Every mode of picture becomes RGB with the right values, or is refused by name."""
+"""Every mode of image becomes RGB with the right values, or is refused by name."""
 
 import io
 import random
@@ -35,7 +35,7 @@ def png16(width: int, colour: int, samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_ordinary_picture_is_unchanged(tmp_path: Path) -> None:
+def test_ordinary_image_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise(5, 3).save(path)
     assert np.array_equal(values(path), np.asarray(noise(5, 3)))
@@ -171,7 +171,7 @@ def test_animated_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
 def test_pages_are_no_animation(tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     noise(4, 4).save(path, save_all=True, append_images=[noise(4, 4, 1)])
-    assert inspect_image(path).notes == ("several pictures: first of 2 pages",)
+    assert inspect_image(path).notes == ("several images: first of 2 pages",)
 
 
 def test_one_pixel() -> None:
@@ -190,7 +190,7 @@ def test_one_pixel() -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
-def test_not_a_picture(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_not_an_image(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     for read in (open_image, inspect_image):
@@ -210,7 +210,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut.{suffix}"
     noise(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(MediaError, match=rf"cut\.{suffix}: (damaged or truncated|not a picture)"):
+    with pytest.raises(MediaError, match=rf"cut\.{suffix}: (damaged or truncated|not an image)"):
         open_image(path)
 
 
@@ -242,7 +242,7 @@ def test_media_error_is_caught_as_either_base() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff"])
-def test_damage_gives_a_picture_or_a_media_error(tmp_path: Path, suffix: str) -> None:
+def test_damage_gives_an_image_or_a_media_error(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     noise(24, 24).save(path)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The transform equals the Pillow processors of transformers, at every shape of picture."""
+"""The transform equals the Pillow processors of transformers, at every shape of image."""
 
 import importlib
 import json
@@ -149,7 +149,7 @@ def test_channels_stay_apart() -> None:
     assert transform(Image.new("RGB", (1, 1), (5, 7, 10))).flatten().tolist() == [5, 3, 2]
 
 
-def test_very_long_pictures_are_not_blown_up() -> None:
+def test_very_long_images_are_not_blown_up() -> None:
     transform = ImageTransform(size=(32, 32), resize="shortest", crop="center")
     ramp = np.repeat(np.linspace(0, 255, 4000).astype(np.uint8)[None, :, None], 4, axis=0)
     image = Image.fromarray(np.repeat(ramp, 3, axis=2))  # 4000 x 4, to 32000 x 32
@@ -185,7 +185,7 @@ def test_augmented_crops_are_0_6_to_1_and_half_are_mirrored() -> None:
     assert 75 < flips < 125
 
 
-def test_one_seed_gives_all_frames_of_a_clip_the_same_crop() -> None:
+def test_one_seed_gives_all_frames_of_a_video_the_same_crop() -> None:
     transform = ImageTransform(size=(16, 16), rescale=1.0, mean=(0,) * 3, std=(1,) * 3)
     frame = noise(50, 40)
     negative = ImageOps.invert(frame)

@@ -1,4 +1,4 @@
-"""The frames of a clip, shown at the right times, from every container; or a clear refusal."""
+"""The frames of a video, shown at the right times, from every container; or a clear refusal."""
 
 import builtins
 import random
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mediakit import STEP, add_sound, animation, clip, noise, numbers_seen
+from mediakit import STEP, add_sound, animation, noise, numbers_seen, video
 
 from pipeline.media import containers
 from pipeline.media.frames import VideoInfo, frame_numbers, frame_times
@@ -114,7 +114,7 @@ def test_unusable_rates(fps: float, most: int) -> None:
 
 @pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS)
 def test_containers(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
-    path = clip(tmp_path / name, codec, options=options)
+    path = video(tmp_path / name, codec, options=options)
     info = probe_video(path)
     assert info.frames == 20
     assert info.duration_s == pytest.approx(2.0, abs=0.002)
@@ -131,7 +131,7 @@ def test_containers(tmp_path: Path, name: str, codec: str, options: dict[str, st
 def test_every_frame_alone_is_the_one_in_its_place(
     tmp_path: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    path = clip(tmp_path / name, codec, options=options)
+    path = video(tmp_path / name, codec, options=options)
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     info = probe_video(path)
@@ -144,7 +144,7 @@ def test_every_frame_alone_is_the_one_in_its_place(
 def test_few_frames_of_a_long_clip_do_not_decode_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = clip(tmp_path / "a.mp4", "mpeg4", frames=25)
+    path = video(tmp_path / "a.mp4", "mpeg4", frames=25)
     seen: list[int] = []
     decode = containers._decode
 
@@ -161,7 +161,7 @@ def test_few_frames_of_a_long_clip_do_not_decode_it(
 def test_a_jump_that_lands_late_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = clip(tmp_path / "a.mp4", "mpeg4", frames=25)
+    path = video(tmp_path / "a.mp4", "mpeg4", frames=25)
     decode = containers._decode
     jumps = []
 
@@ -176,7 +176,7 @@ def test_a_jump_that_lands_late_is_made_good(
 
 def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
     pts = [0, 100, 200, 1500, 1600, 3700, 3800, 3900]
-    path = clip(tmp_path / "a.mkv", frames=8, pts=pts)
+    path = video(tmp_path / "a.mkv", frames=8, pts=pts)
     info = probe_video(path)
     assert info.times.tolist() == pytest.approx([value / 1000 for value in pts])
     assert info.notes == ("variable frame rate: frames by their times",)
@@ -184,7 +184,7 @@ def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
 
 
 def test_clip_that_starts_late_counts_from_its_first_frame(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mkv", frames=10, pts=[5000 + 100 * i for i in range(10)])
+    path = video(tmp_path / "a.mkv", frames=10, pts=[5000 + 100 * i for i in range(10)])
     info = probe_video(path)
     assert (info.times[0], info.frames) == (0.0, 10)
     assert info.duration_s == pytest.approx(1.0, abs=0.11)
@@ -228,8 +228,8 @@ def test_rotation(tmp_path: Path, matrix: tuple[int, ...], turned: bool, note: s
     assert sum(int(shown[j, i]) > 200 for j in (0, -1) for i in (0, -1)) == 1
 
 
-def test_sound_beside_the_picture_is_ignored(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mp4", sound=True)
+def test_sound_beside_the_image_is_ignored(tmp_path: Path) -> None:
+    path = video(tmp_path / "a.mp4", sound=True)
     assert (probe_video(path).frames, probe_video(path).notes) == (20, ())
     assert numbers_seen(read_frames(path, 0, 2)) == [5, 15]
 
@@ -259,7 +259,7 @@ def test_sound_alone(tmp_path: Path) -> None:
         probe_video(path)
 
 
-def test_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_cover_image_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:
         cover = container.add_stream("mjpeg", rate=1)
@@ -272,7 +272,7 @@ def test_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         stored = bool(container.streams.video[0].disposition & av.stream.Disposition.attached_pic)
     assert stored
-    with pytest.raises(MediaError, match="only sound with a cover picture"):
+    with pytest.raises(MediaError, match="only sound with a cover image"):
         probe_video(path)
 
 
@@ -287,7 +287,7 @@ def test_no_frames(tmp_path: Path) -> None:
 
 
 def test_raw_stream_states_no_times(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.h264")
+    path = video(tmp_path / "a.h264")
     with pytest.raises(MediaError, match="state no times; put it in a container"):
         probe_video(path)
 
@@ -297,7 +297,7 @@ def test_raw_stream_states_no_times(tmp_path: Path) -> None:
 def test_truncated_containers_are_refused(
     tmp_path: Path, name: str, codec: str, options: dict[str, str], share: float
 ) -> None:
-    path = clip(tmp_path / name, codec, options=options)
+    path = video(tmp_path / name, codec, options=options)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(MediaError, match=rf"{name}: .*(truncated|no frames)"):
         probe_video(path)
@@ -306,7 +306,7 @@ def test_truncated_containers_are_refused(
 
 
 def test_truncated_says_how_much_is_readable(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mkv", "mpeg4")
+    path = video(tmp_path / "a.mkv", "mpeg4")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * 0.6)])
     with pytest.raises(
@@ -317,7 +317,7 @@ def test_truncated_says_how_much_is_readable(tmp_path: Path) -> None:
 
 
 def test_index_before_a_cut_tells_the_missing_frames(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mp4", "mpeg4")
+    path = video(tmp_path / "a.mp4", "mpeg4")
     with (
         av.open(str(path)) as source,
         av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "+faststart"}) as target,
@@ -338,7 +338,7 @@ def test_index_before_a_cut_tells_the_missing_frames(tmp_path: Path) -> None:
 def test_damage_gives_frames_or_a_media_error(
     tmp_path: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    path = clip(tmp_path / name, codec, options=options)
+    path = video(tmp_path / name, codec, options=options)
     whole, rng, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(25):
         data = bytearray(whole)
@@ -358,7 +358,7 @@ def test_damage_gives_frames_or_a_media_error(
 def test_not_a_clip(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.mp4"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match=r"bad\.mp4: (the file is empty|not a clip)"):
+    with pytest.raises(MediaError, match=r"bad\.mp4: (the file is empty|not a video)"):
         probe_video(path)
 
 
@@ -368,7 +368,7 @@ def test_missing_clip(tmp_path: Path) -> None:
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, moving = clip(tmp_path / "a.mp4"), animation(tmp_path / "a.webp")
+    path, moving = video(tmp_path / "a.mp4"), animation(tmp_path / "a.webp")
     original = builtins.__import__
 
     def absent(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -391,11 +391,11 @@ def test_shipped_files_can_be_loaded_without_pyav() -> None:
     assert "av" not in wanted
 
 
-# --- animated pictures
+# --- animated images
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif", "png"])
-def test_animated_pictures(tmp_path: Path, suffix: str) -> None:
+def test_animated_images(tmp_path: Path, suffix: str) -> None:
     shown = [100, 300, 100, 100, 500, 100]
     path = animation(tmp_path / f"a.{suffix}", frames=6, ms=shown)
     info = probe_video(path)
@@ -412,10 +412,10 @@ def test_animated_transparency_is_white(tmp_path: Path) -> None:
     assert all(np.asarray(frame).min() == 255 for frame in read_frames(path, 0))
 
 
-def test_still_picture_is_a_clip_of_one_frame(tmp_path: Path) -> None:
+def test_still_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise(8, 6).save(path)
-    assert probe_video(path).notes == ("a still picture: one frame",)
+    assert probe_video(path).notes == ("a still image: one frame",)
     assert [frame.size for frame in read_frames(path, 0, 12)] == [(8, 6)]
 
 

@@ -9,26 +9,20 @@ import torch
 from tiny import SENTENCES, save_tiny
 
 from cache import ActivationOverflow, Cache, FingerprintMismatch
-from pipeline import extract as module
 from pipeline.backbones import NotFrozen, TextBackbone, load_backbone
-from pipeline.extract import (
-    ExtractConfig,
-    ExtractionInterrupted,
-    NotEnoughDisk,
-    Progress,
-    extract,
-    extract_inputs,
-    shard_batches,
-    written_bytes,
-)
+from pipeline.extract import ExtractConfig, extract, extract_inputs
+from pipeline.extraction import disk, fill
+from pipeline.extraction.disk import NotEnoughDisk, written_bytes
+from pipeline.extraction.fill import ExtractionInterrupted, shard_batches
+from pipeline.extraction.report import Progress
+from pipeline.extraction.table import InputError, build_table
 from pipeline.inputs import TextInput
-from pipeline.table import InputError, build_table
 
 ROWS = [(f"row/{i}", TextInput(f"{text} {tail}".strip())) for i, (text, tail) in enumerate(
     [(text, tail) for tail in ("", "a cat", "a film", "ran on") for text in SENTENCES]
 )]  # fmt: skip
 DUPLICATES = [("again/0", ROWS[3][1]), ("again/1", ROWS[0][1])]
-SMALL = {"block_tokens": 24, "batch_tokens": 64}
+SMALL = {"block_tokens": 24, "batch_bound": 64}
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +39,11 @@ def backbone(folder: Path) -> TextBackbone:
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every block a shard of its own, so that a tiny cache has many."""
     from cache import CacheWriter, plan_layout
-    from pipeline import table
+    from pipeline.extraction import table
 
     create = CacheWriter.create
     monkeypatch.setattr(
-        module.CacheWriter, "create", lambda *a, **k: create(*a, **k, blocks_per_shard=1)
+        fill.CacheWriter, "create", lambda *a, **k: create(*a, **k, blocks_per_shard=1)
     )
     monkeypatch.setattr(table, "plan_layout", lambda **k: plan_layout(**k, blocks_per_shard=1))
 
@@ -178,9 +172,7 @@ def test_a_full_disk_refuses_unless_forced(
 ) -> None:
     bytes_needed = extract_inputs(backbone, ROWS, tmp_path / "cache", **SMALL).bytes
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        module.shutil, "disk_usage", lambda _: usage._replace(free=bytes_needed - 1)
-    )
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=bytes_needed - 1))
     with pytest.raises(NotEnoughDisk, match=f"needs {bytes_needed:,} more bytes"):
         extract_inputs(backbone, ROWS, tmp_path / "deep" / "other", **SMALL)
     assert not (tmp_path / "deep").exists()

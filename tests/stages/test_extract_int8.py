@@ -8,14 +8,16 @@ import pytest
 import torch
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
-import pipeline.extract as stage
 from cache import Cache
 from pipeline.backbones import TextBackbone
-from pipeline.extract import ExtractionInterrupted, extract_inputs, written_bytes
+from pipeline.extract import extract_inputs
+from pipeline.extraction import fill
+from pipeline.extraction.disk import written_bytes
+from pipeline.extraction.fill import ExtractionInterrupted
+from pipeline.extraction.table import build_table
 from pipeline.inputs import TextInput
 from pipeline.planning.budget import alternatives
 from pipeline.planning.config import PlanConfig
-from pipeline.table import build_table
 
 ROWS = [(f"r{i}", TextInput(f"{text} {'a ' * i}")) for i, text in enumerate(SENTENCES * 4)]
 
@@ -68,7 +70,7 @@ def test_a_stopped_run_goes_on_with_the_sizes_it_began_with(
     def never(*_: Any) -> Any:
         raise AssertionError("calibrated twice")
 
-    monkeypatch.setattr(stage, "_calibrate", never)
+    monkeypatch.setattr(fill, "calibrate", never)
     run(tmp_path / "c")
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
@@ -77,7 +79,7 @@ def test_a_run_stopped_before_its_metadata_calibrates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    calibrate = stage._calibrate
+    calibrate = fill.calibrate
 
     def counted(*arguments: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
@@ -85,7 +87,7 @@ def test_a_run_stopped_before_its_metadata_calibrates_again(
             raise KeyboardInterrupt
         return calibrate(*arguments)
 
-    monkeypatch.setattr(stage, "_calibrate", counted)
+    monkeypatch.setattr(fill, "calibrate", counted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "c")
     run(tmp_path / "c")

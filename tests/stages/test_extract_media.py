@@ -16,22 +16,19 @@ from cache import Cache
 from pipeline.backbones import ImageBackbone
 from pipeline.backbones.preprocessing import plain_transform
 from pipeline.backbones.video import VideoBackbone
-from pipeline.extract import (
-    ExtractionInterrupted,
-    InputFailed,
-    extract,
-    extract_inputs,
-    written_bytes,
-)
+from pipeline.extract import ExtractConfig, extract, extract_inputs
 from pipeline.extraction import feed as feeding
-from pipeline.extraction.config import RetrievalExtractConfig, parse_size
+from pipeline.extraction.config import parse_size
+from pipeline.extraction.disk import written_bytes
+from pipeline.extraction.fill import ExtractionInterrupted
+from pipeline.extraction.job import InputFailed
 from pipeline.extraction.media import BadMedia, MediaChanged, check_files
+from pipeline.extraction.table import build_table
 from pipeline.inputs import ImageInput, InputError, TextInput, VideoInput, view_key
 from pipeline.plan import Plan, plan
 from pipeline.planning.assumed import assume_rows, cap_lengths, keep_views
 from pipeline.planning.budget import alternatives, thinned
-from pipeline.planning.config import PlanConfig, RetrievalPlanConfig, parse_bytes
-from pipeline.table import build_table
+from pipeline.planning.config import PlanConfig, parse_bytes
 
 SIDE = 32
 Rows = list[tuple[str, ImageInput]]
@@ -203,8 +200,8 @@ def test_odd_files_are_counted(rows: Rows, tmp_path: Path) -> None:
 def test_a_file_that_changes_during_the_run_is_named_and_shards_are_kept(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.layout.shard_blocks", lambda *_: 1)
-    monkeypatch.setattr("cache.layout.slot_limit", lambda *_: 1)
+    monkeypatch.setattr("cache.format.layout.shard_blocks", lambda *_: 1)
+    monkeypatch.setattr("cache.format.layout.slot_limit", lambda *_: 1)
     monkeypatch.setattr(feeding, "threads", lambda: 1)
     whole = extract_inputs(make(taps=["*2"]), rows, tmp_path / "whole")
     assert whole.shards == whole.samples
@@ -222,10 +219,10 @@ def test_a_file_that_changes_during_the_run_is_named_and_shards_are_kept(
     times = {item.path: item.path.stat().st_mtime_ns for _, item in rows}
     backbone.forward = change_later
     with pytest.raises(InputFailed, match=r"\.png changed since the run began.*run the same"):
-        extract_inputs(backbone, rows, tmp_path / "parts", batch_tokens=1)
+        extract_inputs(backbone, rows, tmp_path / "parts", batch_bound=1)
     for path, time in times.items():
         os.utime(path, ns=(time, time))
-    rest = extract_inputs(make(taps=["*2"]), rows, tmp_path / "parts", batch_tokens=1)
+    rest = extract_inputs(make(taps=["*2"]), rows, tmp_path / "parts", batch_bound=1)
     assert 0 < rest.shards_written < whole.shards
     for path in sorted((tmp_path / "whole").rglob("*")):
         if path.is_file():
@@ -240,7 +237,7 @@ def test_a_file_that_fails_during_the_run_is_named(
     rows[3][1].path.unlink()
     with pytest.raises(MediaChanged, match=r"3\.png can no longer be read"):
         table.check_unchanged(np.arange(table.n_samples))
-    monkeypatch.setattr("pipeline.extract.build_table", lambda *_, **__: table)
+    monkeypatch.setattr("pipeline.extraction.fill.build_table", lambda *_, **__: table)
     with pytest.raises(InputFailed, match=r"3\.png.*finished shards are kept"):
         extract_inputs(make(), rows, tmp_path / "cache")
 
@@ -384,7 +381,7 @@ def test_fewer_views_and_shorter_clips_are_priced_as_if_extracted(rows: Rows, cl
 def test_alternatives_are_exact_and_those_within_the_budget_come_first(
     rows: Rows, tmp_path: Path
 ) -> None:
-    config = RetrievalPlanConfig(backbone="x", data={"train": tmp_path / "c.csv"}, views=2)
+    config = PlanConfig(backbone="x", data={"train": tmp_path / "c.csv"}, views=2)
     backbone = make()
     table = build_table(backbone, rows, views=2)
     names = list(backbone.tap_modules)
@@ -402,7 +399,7 @@ def test_alternatives_are_exact_and_those_within_the_budget_come_first(
 
 
 def test_smaller_pictures_are_an_alternative(rows: Rows, tmp_path: Path) -> None:
-    config = RetrievalPlanConfig(backbone="x", data={"train": tmp_path / "c.csv"})
+    config = PlanConfig(backbone="x", data={"train": tmp_path / "c.csv"})
     model = make().model
     large = ImageBackbone(model, plain_transform(256, (0.5,) * 3, (0.5,) * 3), name="tiny-net")
     small = ImageBackbone(model, plain_transform(128, (0.5,) * 3, (0.5,) * 3), name="tiny-net")
@@ -458,12 +455,12 @@ def test_a_retrieval_data_set_is_priced_and_extracted_tower_by_tower(tmp_path: P
     for i, name in enumerate(names):
         save_picture(media / name, i)
     vit, bert = save_vit(tmp_path / "vit"), save_tiny("bert", tmp_path / "bert")
-    data = {"train": captions(media, names)}
+    data = {"task": "retrieval", "train": captions(media, names)}
     for backbone, views, unit in ((vit, 2, "images"), (bert, 1, "tokens")):
         values = {"backbone": str(backbone), "out": tmp_path / unit, "data": data, "views": views}
         options = {"trial_seconds": 0.01, "side_width": 4, "budget": "1kB"}
-        priced = plan(RetrievalPlanConfig.build(values | options))
-        report = extract(RetrievalExtractConfig.build(values))
+        priced = plan(PlanConfig.build(values | options))
+        report = extract(ExtractConfig.build(values))
         assert (priced.total_bytes, priced.samples) == (report.bytes, report.samples)
         assert (priced.unit, report.unit) == (unit, unit)
         assert report.bytes == written_bytes(tmp_path / unit)
@@ -473,7 +470,7 @@ def test_a_retrieval_data_set_is_priced_and_extracted_tower_by_tower(tmp_path: P
         assert report.samples == len(cache.row_ids) + train * (views - 1)
         for part in (f"{priced.total_bytes:,} bytes", f" {unit}/s", "OVER IT", "none of those"):
             assert part in priced.render()
-    assumed = plan(RetrievalPlanConfig.build(values | options | {"assume": 5000}))
+    assumed = plan(PlanConfig.build(values | options | {"assume": 5000}))
     assert (assumed.rows, assumed.samples, assumed.assumed) == (5000, 5000, True)
     assert "5,000 rows assumed" in assumed.render()
     assert "measured on the inputs given" in assumed.render()
@@ -484,9 +481,10 @@ def test_clips_given_to_an_image_tower_name_the_way_out(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.mp4").write_bytes(b"x")
     path = captions(tmp_path, [f"{i}.mp4" for i in range(10)])
-    values = {"backbone": str(save_vit(tmp_path / "vit")), "out": "y", "data": {"train": path}}
-    with pytest.raises(InputError, match=r"is a clip.*--tower video"):
-        extract(RetrievalExtractConfig.build(values))
+    data = {"task": "retrieval", "train": path}
+    values = {"backbone": str(save_vit(tmp_path / "vit")), "out": "y", "data": data}
+    with pytest.raises(InputError, match=r"is a video.*--tower video"):
+        extract(ExtractConfig.build(values))
 
 
 def test_a_wrong_option_is_told_with_the_others(tmp_path: Path) -> None:
@@ -494,6 +492,6 @@ def test_a_wrong_option_is_told_with_the_others(tmp_path: Path) -> None:
 
     values = {"backbone": "x", "out": "y", "data": {"train": tmp_path}, "image_size": "big"}
     with pytest.raises(ConfigError, match=r"image_size.*'384x640'"):
-        RetrievalExtractConfig.build(values | {"views": 0})
+        ExtractConfig.build(values | {"views": 0})
     with pytest.raises(ConfigError, match="budget"):
         PlanConfig.build({"backbone": "x", "data": {"train": tmp_path}, "budget": "much"})

@@ -14,14 +14,15 @@ import cli
 from cache import Cache
 from pipeline.backbones import TextBackbone
 from pipeline.config import ConfigError
-from pipeline.extract import ExtractConfig, extract, extract_inputs, written_bytes
+from pipeline.extract import ExtractConfig, extract, extract_inputs
+from pipeline.extraction.disk import written_bytes
 from pipeline.extraction.storage import changed_types, stored_types
+from pipeline.extraction.table import build_table
 from pipeline.inputs import TextInput
 from pipeline.plan import plan
 from pipeline.planning.budget import alternatives
 from pipeline.planning.config import PlanConfig
-from pipeline.table import build_table
-from pipeline.train import TrainConfig, train
+from pipeline.train import train, train_config
 
 TAPS = ("embeddings", "encoder.layer.00", "encoder.layer.01")
 ROWS = [(f"r{i}", TextInput(f"{text} {'a ' * i}")) for i, text in enumerate(SENTENCES * 4)]
@@ -159,7 +160,7 @@ def test_a_training_from_a_mix_is_one_from_its_numbers(folder: Path, tmp_path: P
     weights = {}
     for name in ("mixed", "floats", "c"):
         options = {"cache": tmp_path / name, "data": data, "epochs": 2, "device": "cpu"}
-        train(TrainConfig.build(options | {"out": tmp_path / f"run-{name}"}))
+        train(train_config(options | {"out": tmp_path / f"run-{name}"}))
         weights[name] = (tmp_path / f"run-{name}" / "model.safetensors").read_bytes()
     assert weights["mixed"] == weights["floats"] != weights["c"]
 

@@ -16,20 +16,16 @@ from cache import Cache, CacheDamaged, verify
 from pipeline.backbones import load_backbone
 from pipeline.config import ConfigError
 from pipeline.errors import PipelineError
-from pipeline.extract import (
-    Crew,
-    ExtractConfig,
-    ExtractionInterrupted,
-    OtherBackbone,
-    extract_inputs,
-)
+from pipeline.extract import ExtractConfig, extract_inputs
 from pipeline.extraction import workers as module
+from pipeline.extraction.fill import ExtractionInterrupted
+from pipeline.extraction.job import OtherBackbone, WorkerPool
 from pipeline.extraction.workers import WorkersFailed, worker_environments, workers_of
 from pipeline.inputs import TextInput
 
 ROWS = [(f"row/{i}", TextInput(f"{SENTENCES[i % 5]} {'abcdefghij'[i % 10]} {'klmn'[i // 10 % 4]} "
                                f"{'opqrst'[i // 40]}")) for i in range(240)]  # fmt: skip
-SMALL = {"block_tokens": 24, "batch_tokens": 64, "threads": 1}
+SMALL = {"block_tokens": 24, "batch_bound": 64, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """Two worker processes: the address of their scheduler, and their process ids."""
-    with workers_of(Crew(load=partial(load_backbone, str(folder)), workers=2)) as client:
+    with workers_of(WorkerPool(load=partial(load_backbone, str(folder)), workers=2)) as client:
         client.wait_for_workers(2, timeout=60)
         yield client.scheduler.address, client
 
@@ -61,9 +57,9 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def by(cluster, folder: Path, path: Path, *, load=None, **changes):
-    crew = Crew(load=load or partial(load_backbone, str(folder)), scheduler=cluster[0])
+    pool = WorkerPool(load=load or partial(load_backbone, str(folder)), scheduler=cluster[0])
     backbone = load_backbone(str(folder))
-    return extract_inputs(backbone, ROWS, path, crew=crew, **(SMALL | changes))
+    return extract_inputs(backbone, ROWS, path, pool=pool, **(SMALL | changes))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -109,9 +105,10 @@ COORDINATOR = """
 import sys; sys.path[:0] = {path!r}
 from functools import partial
 from pathlib import Path
-from test_extract_workers import Crew, ROWS, SMALL, extract_inputs, load_backbone
+from test_extract_workers import WorkerPool, ROWS, SMALL, extract_inputs, load_backbone
 load = partial(load_backbone, {model!r})
-extract_inputs(load(), ROWS, Path({out!r}), crew=Crew(load=load, scheduler={address!r}), **SMALL)
+pool = WorkerPool(load=load, scheduler={address!r})
+extract_inputs(load(), ROWS, Path({out!r}), pool=pool, **SMALL)
 """
 
 
@@ -139,7 +136,7 @@ def test_a_shard_that_is_not_here_does_not_count(cluster, folder, tmp_path, monk
     job = module.ShardJob
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.setattr(
-        "pipeline.extract.ShardJob", lambda **given: job(**(given | {"root": elsewhere}))
+        "pipeline.extraction.fill.ShardJob", lambda **given: job(**(given | {"root": elsewhere}))
     )
     with pytest.raises(CacheDamaged, match="let the workers see the same folder"):
         by(cluster, folder, tmp_path / "c")
@@ -149,7 +146,7 @@ def test_a_scheduler_that_does_not_answer_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.3)
     with (
         pytest.raises(WorkersFailed, match="no Dask scheduler answers"),
-        workers_of(Crew(load=print, scheduler="tcp://127.0.0.1:9")),
+        workers_of(WorkerPool(load=print, scheduler="tcp://127.0.0.1:9")),
     ):
         raise AssertionError("reached")
 
@@ -157,16 +154,16 @@ def test_a_scheduler_that_does_not_answer_is_an_error(monkeypatch) -> None:
 def test_without_distributed_the_package_is_named(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "pipeline.extraction.workers")
-    crew = Crew(load=partial(load_backbone, str(folder)), workers=2)
-    with pytest.raises(PipelineError, match=r"dask\[distributed\]"):
-        extract_inputs(crew.load(), ROWS, tmp_path / "c", crew=crew, **SMALL)
+    pool = WorkerPool(load=partial(load_backbone, str(folder)), workers=2)
+    with pytest.raises(PipelineError, match=r"distributed.*unipt\[workers\]"):
+        extract_inputs(pool.load(), ROWS, tmp_path / "c", pool=pool, **SMALL)
 
 
 def test_starting_workers_changes_no_variable_of_this_process(monkeypatch) -> None:
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with workers_of(Crew(load=print, workers=1)) as client:
+    with workers_of(WorkerPool(load=print, workers=1)) as client:
         assert client.run(os.environ.get, "OMP_NUM_THREADS")
         assert os.environ["OMP_NUM_THREADS"] == "1"  # what a nanny does, and must be undone
     assert dict(os.environ) == before
@@ -187,15 +184,16 @@ def test_one_worker_a_gpu_when_there_are_several() -> None:
 
 def test_workers_share_the_cores(monkeypatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert [Crew(load=print, workers=n).threads_each for n in (1, 4, 5, 40)] == [16, 4, 3, 1]
-    assert Crew(load=print, scheduler="tcp://x:1").threads_each is None
+    assert [WorkerPool(load=print, workers=n).threads_each for n in (1, 4, 5, 40)] == [16, 4, 3, 1]
+    assert WorkerPool(load=print, scheduler="tcp://x:1").threads_each is None
 
 
 def test_the_config_says_who_computes(folder, tmp_path) -> None:
     given = {"backbone": str(folder), "out": str(tmp_path), "data": {"train": "rows.tsv"}}
-    assert ExtractConfig.build(given).crew() is None
-    crew = ExtractConfig.build(given | {"workers": 3}).crew()
-    assert (crew.workers, crew.scheduler) == (3, None)
-    assert ExtractConfig.build(given | {"scheduler": "tcp://x:1"}).crew().scheduler == "tcp://x:1"
+    assert ExtractConfig.build(given).worker_pool(None) is None
+    pool = ExtractConfig.build(given | {"workers": 3}).worker_pool(None)
+    assert (pool.workers, pool.scheduler) == (3, None)
+    elsewhere = ExtractConfig.build(given | {"scheduler": "tcp://x:1"}).worker_pool(None)
+    assert elsewhere.scheduler == "tcp://x:1"
     with pytest.raises(ConfigError, match="give one"):
         ExtractConfig.build(given | {"workers": 3, "scheduler": "tcp://x:1"})

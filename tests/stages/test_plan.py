@@ -8,8 +8,10 @@ import torch
 from tiny import SENTENCES, save_tiny
 
 from pipeline import plan as module
-from pipeline.extract import ExtractConfig, extract, written_bytes
-from pipeline.plan import Plan, PlanConfig, pick_tier, plan
+from pipeline.extract import ExtractConfig, extract
+from pipeline.extraction.disk import written_bytes
+from pipeline.plan import Plan, PlanConfig, plan
+from pipeline.planning.tier import DISK_BYTES_PER_SECOND, pick_tier
 
 TEXTS = [f"{text} {tail}" for tail in ("a cat", "film", "film") for text in SENTENCES]
 
@@ -96,7 +98,7 @@ def test_the_tier_follows_the_memory_and_says_so() -> None:
     assert (tier, speed > 0) == ("host memory", True)
     assert reason.startswith("50.0 MiB for 5 blocks fits in the limit of 50.0 MiB")
     tier, reason, speed = pick_tier(50 * mib, 5, limit=50 * mib - 1)
-    assert (tier, speed) == ("disk", module.DISK_BYTES_PER_SECOND)
+    assert (tier, speed) == ("disk", DISK_BYTES_PER_SECOND)
     assert "exceeds the limit" in reason
     assert "1 GB/s assumed" in reason
     tier, reason, speed = pick_tier(50 * mib, 5, limit=10 * mib, device_limit=10 * mib)

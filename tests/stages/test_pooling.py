@@ -19,13 +19,13 @@ from pipeline.backbones.preprocessing import plain_transform
 from pipeline.backbones.video import VideoBackbone
 from pipeline.config import ConfigError
 from pipeline.evaluate import EvaluateConfig, evaluate
-from pipeline.extract import ExtractConfig, extract, extract_inputs, written_bytes
+from pipeline.extract import ExtractConfig, extract, extract_inputs
+from pipeline.extraction.disk import written_bytes
+from pipeline.extraction.table import build_table
 from pipeline.inputs import TextInput
 from pipeline.plan import PlanConfig, plan
 from pipeline.planning.budget import alternatives
-from pipeline.planning.config import RetrievalPlanConfig
-from pipeline.table import build_table
-from pipeline.train import TrainConfig, train
+from pipeline.train import train, train_config
 
 TEXTS = [(f"r{i}", TextInput(text)) for i, text in enumerate(SENTENCES)]
 
@@ -230,9 +230,9 @@ def test_the_whole_way_from_pooled_states(folder: Path, tmp_path: Path) -> None:
         "lr": 1e-2,
         "device": "cpu",
     }
-    with pytest.raises(ConfigError, match="one vector a text"):
-        train(TrainConfig.build(settings | {"token_drop": 0.1, "out": tmp_path / "no"}))
-    train(TrainConfig.build(settings))
+    with pytest.raises(ConfigError, match="one vector an input"):
+        train(train_config(settings | {"token_drop": 0.1, "out": tmp_path / "no"}))
+    train(train_config(settings))
     found = evaluate(EvaluateConfig(run=tmp_path / "run", split="test"))
     assert found.to_dict()["metrics"]["accuracy"]["value"] > 0.8
 
@@ -253,7 +253,7 @@ def test_a_plan_offers_coarser_maps(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     backbone = pyramid()
     table = build_table(backbone, [("train/0", ImageInput(tmp_path / "a.png"))])
-    config = RetrievalPlanConfig(backbone="x", data={"train": tmp_path / "c.csv"})
+    config = PlanConfig(backbone="x", data={"train": tmp_path / "c.csv"})
     found = {e.options: e.total_bytes for e in alternatives(config, backbone, table, 1)}
     layout = table.layout(backbone.pooled("cells=7"), dtype="float16", seed=0, block_tokens=640)
     assert found["--pool cells=7",] == layout.total_bytes

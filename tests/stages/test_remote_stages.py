@@ -9,10 +9,10 @@ from stagekit import write_rows
 from tiny import save_tiny
 
 from cache import Cache, CacheUnreachable, parse_location, verify
-from cache.location import ObjectPath
+from cache.storage.location import ObjectPath
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig, extract
-from pipeline.train import TrainConfig, train
+from pipeline.train import train, train_config
 
 
 def settings(tmp_path: Path, out: str) -> dict[str, object]:
@@ -31,7 +31,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
         given = settings(tmp_path, place)
         report = extract(ExtractConfig.build(given))
         assert report.to_dict()["path"] == place
-        config = TrainConfig.build(
+        config = train_config(
             {
                 "data": given["data"],
                 "cache": place,
@@ -43,7 +43,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
         )
         train(config)
         told = json.loads((tmp_path / name / "run.json").read_text())
-        assert told["config"]["cache"] == told["cache"]["path"] == place
+        assert told["config"]["cache"] == told["towers"]["text"]["cache"]["path"] == place
         metrics[name] = told["metrics"]
         evaluate(EvaluateConfig.build({"run": str(tmp_path / name), "split": "test"}))
     assert metrics["there"] == metrics["here"]
@@ -55,7 +55,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
 
 
 def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, s3_server, monkeypatch) -> None:
-    from cache import location
+    from cache.storage import location
 
     proxy = s3kit.Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3kit.environment(proxy.address)["AWS_ENDPOINT_URL"])
@@ -77,8 +77,8 @@ def test_an_extraction_that_is_cut_off_goes_on(bucket, tmp_path, s3_server, monk
 
 def test_a_config_keeps_urls(tmp_path) -> None:
     given = {"data": {"train": "rows.tsv"}, "cache": "s3://bucket/a.zarr", "out": "run"}
-    config = TrainConfig.build(given)
+    config = train_config(given)
     assert str(config.cache) == "s3://bucket/a.zarr"
-    again = TrainConfig.build(config.model_dump(mode="json"))
+    again = train_config(config.model_dump(mode="json"))
     assert again == config
-    assert TrainConfig.build(given | {"cache": "folder/a.zarr"}).cache == Path("folder/a.zarr")
+    assert train_config(given | {"cache": "folder/a.zarr"}).cache == Path("folder/a.zarr")

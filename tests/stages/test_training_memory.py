@@ -10,35 +10,35 @@ from stagekit import cached, train_config, write_pairs
 from pipeline.config import ConfigError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.run import Run
+from pipeline.systems import kernel as module
+from pipeline.systems.config import TrainConfig
+from pipeline.systems.inference import run_passes
+from pipeline.tasks.base import Moment
 from pipeline.train import train
-from pipeline.training import memory as module
-from pipeline.training.build import prepare
-from pipeline.training.config import TrainConfig
-from pipeline.training.inference import run_model
+from pipeline.training.setup import prepare
+from unipt import Outputs, SideClassifier
 
 PAIRS = {"text": "a", "text_pair": "b", "label": "score", "task": "regression"}
 
 
+def classifier(run: Run) -> SideClassifier:
+    model = run.model()
+    assert isinstance(model, SideClassifier)
+    return model
+
+
 def outputs(run: Run, config: TrainConfig, split: str) -> torch.Tensor:
     setup = prepare(config)
-    found = run_model(
-        run.classifier(),
-        setup.cache,
-        setup.splits[split].samples,
-        taps=setup.tap_names,
-        batch_size=8,
-        device=torch.device("cpu"),
-    )
-    return torch.from_numpy(found.logits)
+    (found,) = run_passes(run.model(), setup, setup.splits[split], batch_size=8)
+    return found.values["logits"]
 
 
 def dev_loss(run: Run, config: TrainConfig) -> float:
     setup = prepare(config)
-    targets = setup.splits["dev"].targets
-    assert targets is not None
-    scale, shift = setup.task.unscale
-    logits = (outputs(run, config, "dev") - shift) / scale
-    return float(setup.task.loss(logits, torch.from_numpy(targets)))
+    dev = setup.splits["dev"]
+    targets = setup.task.targets(dev.examples, dev.clean).batch(torch.arange(len(dev)))
+    found = Outputs({"logits": outputs(run, config, "dev")})
+    return float(setup.task.loss(found, targets, Moment(0, 0, 1)))
 
 
 @pytest.mark.parametrize("kind", ["classification", "balanced", "regression", "pairs"])
@@ -57,7 +57,7 @@ def test_it_lowers_the_dev_loss_and_repeats(tmp_path: Path, kind: str) -> None:
     ]
     results = [train(config) for config in configs]
     runs = [Run.open(result.path) for result in results]
-    assert [run.classifier().memory is None for run in runs] == [True, False, False]
+    assert [classifier(run).memory is None for run in runs] == [True, False, False]
     assert dev_loss(runs[1], configs[1]) < dev_loss(runs[0], configs[0])
     assert torch.equal(*(outputs(run, configs[1], "test") for run in runs[1:]))
     assert results[0].parameters == results[1].parameters
@@ -71,7 +71,7 @@ def test_the_network_is_trained_as_without(tmp_path: Path) -> None:
         Run.open(train(train_config(tmp_path, name, memory_keys=keys)).path)
         for name, keys in (("alone", 0), ("whole", 12))
     ]
-    alone, whole = (run.classifier().state_dict() for run in runs)
+    alone, whole = (classifier(run).state_dict() for run in runs)
     shared = [name for name in alone if not name.startswith("head")]
     assert all(torch.equal(alone[name], whole[name]) for name in shared)
     ratio = whole["head.1.weight"] / alone["head.1.weight"]
@@ -82,7 +82,7 @@ def test_the_network_is_trained_as_without(tmp_path: Path) -> None:
 def test_of_many_rows_some_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 20)
     run = Run.open(train(train_config(tmp_path, memory_keys=1000)).path)
-    memory = run.classifier().memory
+    memory = classifier(run).memory
     assert memory is not None
     assert memory.keys.shape == (20, 24)
     assert np.isfinite(memory.values.numpy()).all()
@@ -96,7 +96,7 @@ def test_without_dev_its_weight_must_be_given(tmp_path: Path) -> None:
         Run.open(train(train_config(tmp_path, name, memory_keys=5, data=data, **given)).path)
         for name, given in (("one", {"memory_weight": 1.0}), ("two", {"memory_weight": 2.0}))
     ]
-    one, two = (run.classifier().state_dict() for run in runs)
+    one, two = (classifier(run).state_dict() for run in runs)
     assert torch.equal(2 * one.pop("memory.values"), two.pop("memory.values"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

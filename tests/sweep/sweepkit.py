@@ -12,19 +12,17 @@ import optuna
 import torch
 from stagekit import settings
 
-import cli
 from pipeline.sweep import SweepConfig
-from pipeline.sweep.config import SearchConfig
 from pipeline.sweep.folder import read_results
 
-ROOT = Path(cli.__file__).parent
+ROOT = Path(__file__).parents[2]
 SPACE = {"lr": "log:1e-3..1e-1", "side_width": "4,8", "dropout": "0..0.5"}
 TIMED = {"seconds", "bytes_read"}
 
 
 def sweep_config(tmp_path: Path, out: str = "sweep", **changes: Any) -> SweepConfig:
     values = settings(tmp_path, out, epochs=4) | {"space": SPACE, "trials": 9, "sampler": "random"}
-    values |= {"cohort": 4}
+    values |= {"together": 4}
     values["data"] = values["data"] | {"metrics": ("accuracy",)}
     return SweepConfig.build(values | changes)
 
@@ -41,20 +39,24 @@ def studied(out: Path) -> list[tuple[Any, ...]]:
     return [(t.number, t.params, t.state, t.value, t.intermediate_values) for t in study.trials]
 
 
-def begin(config: SearchConfig, *extra: str) -> subprocess.Popen[bytes]:
+def begin(config: SweepConfig) -> subprocess.Popen[bytes]:
     """Start the sweep of `config` in a process of its own."""
     file = config.out.with_suffix(".json")
     file.write_text(config.model_dump_json())
-    command = [sys.executable, ROOT / "cli.py", "sweep", "--config", file, *extra]
+    script = (
+        "import sys; from pathlib import Path; from pipeline.sweep import SweepConfig, sweep; "
+        "sweep(SweepConfig.from_file(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", script, file]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def units(out: Path) -> int:
     return len(list((out / "units").glob("*.json")))
 
 
-def kill_after(config: SearchConfig, records: int, pause: float) -> None:
+def kill_after(config: SweepConfig, records: int, pause: float) -> None:
     """Kill -9 the sweep a moment after so many of its units are recorded."""
     process = begin(config)
     try:

@@ -5,20 +5,22 @@ import pickle
 
 import numpy as np
 import pytest
+from pairkit import LAYOUTS, write_caches, write_data
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils.estimator_checks import estimator_checks_generator
-from stagekit import settings, train_config
+from stagekit import cached, settings, train_config, write_pairs
 
 from cache import Cache
 from pipeline.config import ConfigError
-from pipeline.data import load_dataset
 from pipeline.estimators import CacheRows, UniPTClassifier, UniPTRegressor
 from pipeline.run import Run
+from pipeline.systems import data_config, load_dataset
+from pipeline.systems.inference import run_passes
 from pipeline.train import train
-from pipeline.training.inference import run_model
+from pipeline.training.setup import prepare
 
 SMALL = {"side_width": 8, "dropout": 0.1, "lr": 1e-2, "epochs": 3, "batch_size": 16}
 CHECKED = {"side_width": 16, "out_width": 16, "dropout": 0.0, "lr": 2e-2, "epochs": 3}
@@ -111,10 +113,11 @@ def test_it_trains_as_train_does(tmp_path, rows):
 
     model = estimator(random_state=Fixed()).fit(x, y)
     run = Run.open(config.out)
-    device = next(run.classifier().parameters()).device
-    ours = run_model(run.classifier(), x.cache, x.rows, taps=run.taps, batch_size=64, device=device)
-    np.testing.assert_allclose(model.predict_proba(x).argmax(1), ours.logits.argmax(1))
-    np.testing.assert_allclose(model._outputs(x), ours.logits, atol=1e-5)
+    setup = prepare(config)
+    (found,) = run_passes(run.model(), setup, setup.splits["train"], batch_size=64)
+    ours = found.values["logits"].numpy()
+    np.testing.assert_array_equal(model._outputs(x), ours)
+    np.testing.assert_array_equal(model.predict_proba(x).argmax(1), ours.argmax(1))
 
 
 def test_cross_validation_search_and_pipeline(rows):
@@ -147,6 +150,28 @@ def test_scores_are_in_the_unit_of_the_targets(rows):
     model = UniPTRegressor(**(SMALL | {"epochs": 10}), random_state=0, device="cpu")
     assert cross_val_score(model, x, targets, cv=KFold(3)).mean() > 0.5
     assert 60 < model.fit(x, targets).predict(x).mean() < 140
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_and_videos_in_every_layout(tmp_path, layout):
+    write_data(tmp_path)
+    x = CacheRows(write_caches(tmp_path, layout)["media_cache"])
+    y = np.arange(len(x)) % 2
+    model = estimator(side_width=4, taps=None).fit(x, y)
+    assert model.predict_proba(x).shape == (60, 2)
+    assert len(model.predict(x[3])) == 1
+
+
+def test_pairs_that_are_compared(tmp_path):
+    data = {"train": str(write_pairs(tmp_path / "pairs.csv")), "text": "a", "text_pair": "b"}
+    data |= {"label": "score", "pair": "separate", "task": "regression"}
+    cached(tmp_path, data)
+    x, y = CacheRows.of_split(tmp_path / "cache", load_dataset(data_config(data)), "train")
+    assert x.shape == (len(y), 2)
+    model = UniPTRegressor(**SMALL, random_state=0, device="cpu").fit(x, y)
+    assert model.predict(x[:4]).shape == (4,)
+    with pytest.raises(ValueError, match=r"X has 1 input\(s\) a row, and the model reads 2"):
+        model.predict(CacheRows(x.cache))
 
 
 def test_what_does_not_fit_is_refused(tmp_path, rows):

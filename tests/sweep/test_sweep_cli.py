@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     invoke("extract", place / "model", place / "cache", "--train", place / "data.tsv")
     (place / "run.yaml").write_text(
         f"data: {{train: {place / 'data.tsv'}, metrics: [accuracy]}}\ncache: {place / 'cache'}\n"
-        "epochs: 3\ndevice: cpu\ncohort: 4\nspace: {dropout: 0..0.5}\n"
+        "epochs: 3\ndevice: cpu\ntogether: 4\nspace: {dropout: 0..0.5}\n"
     )
     search = ("-s", "lr=log:1e-3..1e-1", "--sampler", "random", "--trials", 4)
     invoke("sweep", "--config", place / "run.yaml", "--out", place / "sweep", *search)

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from stagekit import train_config, write_rows
+from stagekit import write_rows
 from sweepkit import outcome, studied, sweep_config
 
 from pipeline.config import ConfigError
@@ -15,9 +16,9 @@ from pipeline.sweep import SweepError, SweepResult, sweep
 from pipeline.sweep.folder import read_config
 from pipeline.sweep.halving import survivors
 from pipeline.sweep.runs import trial_config, trial_run
-from pipeline.sweep.setups import Setups, assign_folds
+from pipeline.sweep.trainer import Trainer
 from pipeline.train import train
-from pipeline.training.build import prepare
+from pipeline.training.setup import assign_folds
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(place: Path) -> SweepResult:
     """Nine trials, rungs after epochs 1 and 3, of which 3 and 1 trials go on."""
-    return sweep(sweep_config(place, cohort=None))
+    return sweep(sweep_config(place, together=None))
 
 
 def test_rungs_keep_the_best_and_the_others_stop(result):
@@ -62,7 +63,7 @@ def test_optuna_has_the_whole_study(place, result):
 
 
 def test_a_sweep_that_is_done_is_read_again(place, result):
-    again = sweep(sweep_config(place, cohort=None))
+    again = sweep(sweep_config(place, together=None))
     assert again.trials == result.trials
     assert again.refit.reused
 
@@ -71,7 +72,7 @@ def test_the_best_run_is_the_very_training_that_won(place, result):
     kept, best = (
         Run.open(path) for path in (trial_run(place / "sweep", result.best), result.refit.path)
     )
-    weights = [run.classifier().state_dict() for run in (kept, best)]
+    weights = [run.model().state_dict() for run in (kept, best)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert best.info["metrics"] == kept.info["metrics"]
     assert best.info["metrics"]["dev"]["accuracy"] == result.trials[result.best]["score"]
@@ -79,9 +80,9 @@ def test_the_best_run_is_the_very_training_that_won(place, result):
 
 def test_another_sweep_in_the_folder_is_refused(place, result):
     with pytest.raises(SweepError, match=r"trials: 9 before, 10 now"):
-        sweep(sweep_config(place, cohort=None, trials=10))
+        sweep(sweep_config(place, together=None, trials=10))
     with pytest.raises(SweepError, match=r"epochs: 4 before, 5 now"):
-        sweep(sweep_config(place, cohort=None, epochs=5))
+        sweep(sweep_config(place, together=None, epochs=5))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -95,21 +96,23 @@ def test_the_kept_trial_is_a_run_and_the_same_as_trained_alone(place, result):
     kept = Run.open(trial_run(place / "sweep", result.best))
     alone = train(trial_config(place / "sweep", result.best, place / "alone"))
     assert kept.info["best_epoch"] == alone.best_epoch
-    for split, metrics in alone.metrics.items():
-        assert kept.info["metrics"][split] == pytest.approx(metrics, abs=1e-6)
+    assert kept.info["metrics"] == alone.metrics
+    assert kept.info["identity"] == Run.open(alone.path).info["identity"]
+    weights = [run.model().state_dict() for run in (kept, Run.open(alone.path))]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     tested = result.tested[result.best]["accuracy"]
     found = evaluate(EvaluateConfig(run=kept.path)).metrics["accuracy"]
     assert tested == found
 
 
 def test_a_stopped_trial_has_no_weights_but_can_be_trained(place, result):
-    loser = next(t for t in result.trials if t["state"] == "pruned")
+    pruned = next(t for t in result.trials if t["state"] == "pruned")
     with pytest.raises(SweepError, match="only the best keep theirs"):
-        trial_run(place / "sweep", loser["number"])
-    alone = train(trial_config(place / "sweep", loser["number"], place / "loser"))
+        trial_run(place / "sweep", pruned["number"])
+    alone = train(trial_config(place / "sweep", pruned["number"], place / "pruned"))
     assert alone.epochs == 4
-    history = Run.open(place / "loser").info["history"]
-    assert history[0]["dev"]["accuracy"] == pytest.approx(loser["curve"][0])
+    history = Run.open(place / "pruned").info["history"]
+    assert history[0]["dev"]["accuracy"] == pruned["curve"][0]
     with pytest.raises(SweepError, match=r"has the trials 0 .. 8, not 9"):
         trial_run(place / "sweep", 9)
 
@@ -125,7 +128,7 @@ def test_the_table_has_the_best_trial_and_the_cost(result):
     told = result.render()
     assert "9 trials (1 complete, 8 pruned), 16 epochs" in told
     assert f"\n{result.best} " in told
-    assert "trials together, as " in told
+    assert "9 trainings share each read of the caches, as there are 9" in told
     json.dumps(result.to_dict())
 
 
@@ -167,25 +170,25 @@ def test_seeds_count_by_their_mean(tmp_path):
         run = trial_config(config.out, 0, tmp_path / f"seed{seed}")
         history = train(run.model_copy(update={"seed": seed})).path
         scores.append(max(r["dev"]["accuracy"] for r in Run.open(history).info["history"]))
-    assert one["score"] == pytest.approx(sum(scores) / 2, abs=1e-6)
+    assert one["score"] == sum(scores) / 2
 
 
 def test_folds_divide_the_training_rows_and_keep_equal_inputs_together(tmp_path):
-    config = train_config(tmp_path)
-    setup = prepare(config)
-    examples = [*setup.splits["train"].examples, *setup.splits["train"].examples[:10]]
-    parts = assign_folds(examples, 5, 0)
+    config = sweep_config(tmp_path, folds=5)
+    trainer = Trainer(config)
+    train = trainer.whole(config.run).splits["train"]
+    doubled = train.take(np.array([*range(len(train)), *range(10)]))
+    parts = assign_folds(doubled, 5, 0)
     assert (parts[:10] == parts[-10:]).all()
-    setups = Setups(5)
-    held = [setups.get(config, fold).splits["dev"].samples for fold in range(5)]
-    assert sorted(n for part in held for n in part.tolist()) == sorted(
-        setup.splits["train"].samples.tolist()
+    setups = [trainer.setup(config.run, fold) for fold in range(5)]
+    held, trained = (
+        [setup.splits[name].clean["text"].tolist() for setup in setups] for name in ("dev", "train")
     )
-    for fold in range(5):
-        trained = setups.get(config, fold).splits["train"].samples
-        assert not set(trained.tolist()) & set(held[fold].tolist())
+    assert sorted(n for part in held for n in part) == sorted(train.clean["text"].tolist())
+    for mine, rest in zip(held, trained, strict=True):
+        assert not set(mine) & set(rest)
     with pytest.raises(ConfigError, match="take fewer folds"):
-        assign_folds(examples[:3], 4, 0)
+        assign_folds(train.take(np.arange(3)), 4, 0)
 
 
 def test_cross_validation_chooses_and_the_last_fit_takes_all_rows(tmp_path):

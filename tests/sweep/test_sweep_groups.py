@@ -8,13 +8,14 @@ from stagekit import build_cache
 from sweepkit import outcome, sweep_config
 
 from pipeline.config import ConfigError
-from pipeline.data import DataConfig, DataError, load_dataset
+from pipeline.data import DataError, Example, Labelled, clusters
 from pipeline.inputs import TextInput
-from pipeline.reading.examples import Example
-from pipeline.reading.splits import clusters
+from pipeline.reading.config import TextData
 from pipeline.sweep import sweep
-from pipeline.sweep.setups import Setups, assign_folds
-from pipeline.training.build import identity, prepare
+from pipeline.sweep.trainer import Trainer
+from pipeline.systems import load_dataset
+from pipeline.systems.locate import Located
+from pipeline.training.setup import assign_folds, identity, prepare
 
 AUTHORS = 12
 
@@ -34,8 +35,9 @@ def grouped(tmp_path: Path, **changes):
     """Return the configuration of a sweep over the authors' rows, written on first use."""
     file = tmp_path / "authors.tsv"
     if not file.exists():
-        dataset = load_dataset(DataConfig(train=write_authors(file)))
-        build_cache(tmp_path / "cache", [text for _, text in dataset.inputs()])
+        dataset = load_dataset(TextData(train=write_authors(file)))
+        texts = [split.inputs("text", "text") for split in dataset.splits.values()]
+        build_cache(tmp_path / "cache", [text for part in texts for text in part])
     data = {"train": str(file), "metrics": ["accuracy"], "group_column": "author"}
     values = {"data": data, "trials": 2, "folds": 3, "epochs": 2, "refit": "none"} | changes
     return sweep_config(tmp_path, **values)
@@ -55,18 +57,22 @@ def test_texts_and_groups_chain():
 
 
 def test_no_group_is_in_two_splits_or_two_folds(tmp_path):
-    run = grouped(tmp_path).run
+    config = grouped(tmp_path)
+    run = config.run
     splits = load_dataset(run.data).splits
-    authors = {name: {row.group for row in rows} for name, rows in splits.items()}
+    authors = {name: {row.group for row in rows.examples} for name, rows in splits.items()}
     assert set(authors) == {"train", "dev", "test"}
     assert sum(len(found) for found in authors.values()) == AUTHORS
-    setups = Setups(3)
-    held = [{e.group for e in setups.get(run, n).splits["dev"].examples} for n in range(3)]
+    trainer = Trainer(config)
+
+    def groups(fold: int, split: str) -> set[str | None]:
+        return {e.group for e in trainer.setup(run, fold).splits[split].examples.examples}
+
+    held = [groups(fold, "dev") for fold in range(3)]
     assert sum(len(found) for found in held) == len(authors["train"])
     assert set().union(*held) == authors["train"]
     for number, fold in enumerate(held):
-        rest = {e.group for e in setups.get(run, number).splits["train"].examples}
-        assert rest == authors["train"] - fold
+        assert groups(number, "train") == authors["train"] - fold
 
 
 def test_a_sweep_scores_by_folds_of_groups(tmp_path):
@@ -84,34 +90,35 @@ def plain_data(tmp_path: Path) -> dict[str, str | list[str]]:
 
 def test_too_few_groups_are_refused_before_anything_runs(tmp_path):
     config = grouped(tmp_path, folds=11)
-    with pytest.raises(ConfigError, match=r"11 folds of \d groups of training rows; take fewer"):
+    with pytest.raises(ConfigError, match=r"(?s)11 folds of \d groups of training .*take fewer"):
         sweep(config)
     assert not config.out.exists()
     with pytest.raises(ConfigError, match=r"3 folds of 2 groups"):
-        assign_folds([example("a", "x"), example("b", "x"), example("c", "y")], 3, 0)
+        rows = [example("a", "x"), example("b", "x"), example("c", "y")]
+        assign_folds(Located(examples=Labelled(rows, ("text",)), samples={}, keys={}), 3, 0)
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     file = write_authors(tmp_path / "rows.tsv")
     with pytest.raises(DataError, match=r"no column 'writer'; it has text, label, author"):
-        load_dataset(DataConfig(train=file, group_column="writer"))
+        load_dataset(TextData(train=file, group_column="writer"))
     write_authors(file, missing=4)
     with pytest.raises(DataError, match="the group is missing"):
-        load_dataset(DataConfig(train=file, group_column="author"))
+        load_dataset(TextData(train=file, group_column="author"))
 
 
 def test_a_test_file_needs_no_groups(tmp_path, caplog):
     file = write_authors(tmp_path / "rows.tsv")
     other = tmp_path / "test.tsv"
     other.write_text("text\tlabel\nbad other\tbad\ngood other\tgood\n")
-    data = DataConfig(train=file, test=other, group_column="author")
-    assert {row.group for row in load_dataset(data).splits["test"]} == {None}
+    data = TextData(train=file, test=other, group_column="author")
+    assert {row.group for row in load_dataset(data).split("test").examples} == {None}
     load_dataset(data.model_copy(update={"test": file}))  # 12 of 72 rows are split off as dev
     assert "60 test example(s) share a group with training rows" in caplog.text
 
 
-def test_a_run_without_groups_is_the_run_it_was(tmp_path):
+def test_the_group_column_is_part_of_what_a_run_is(tmp_path):
     run = grouped(tmp_path).run
-    assert json.loads(identity(run, prepare(run)))["config"]["data"]["group_column"] == "author"
     plain = run.model_copy(update={"data": run.data.model_copy(update={"group_column": None})})
-    assert "group_column" not in json.loads(identity(plain, prepare(plain)))["config"]["data"]
+    assert json.loads(identity(run, prepare(run)))["config"]["data"]["group_column"] == "author"
+    assert identity(run, prepare(run)) != identity(plain, prepare(plain))

@@ -13,7 +13,14 @@ from pipeline.sweep import work as work_module
 from pipeline.sweep.space import Space
 from pipeline.sweep.study import Study, StudyError
 
-CHANGES = {"sampler": "tpe", "generation": 6, "trials": 18, "cohort": 2, "refit": "none", "keep": 2}
+CHANGES = {
+    "sampler": "tpe",
+    "generation": 6,
+    "trials": 18,
+    "together": 2,
+    "refit": "none",
+    "keep": 2,
+}
 
 
 def test_killed_at_any_moment_it_is_the_same_study(tmp_path):

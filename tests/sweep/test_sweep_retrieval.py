@@ -18,26 +18,32 @@ from sweepkit import begin, outcome, studied, units
 import cli
 from pipeline.config import ConfigError
 from pipeline.evaluate import EvaluateConfig, evaluate
-from pipeline.retrieval import features
-from pipeline.retrieval.build import prepare_retrieval
-from pipeline.retrieval.fits import Fits
-from pipeline.retrieval.metrics import Ranks, bootstrap
-from pipeline.retrieval.train import make_job, train_retrieval
 from pipeline.run import Run
-from pipeline.sweep import RetrievalSweepConfig, SweepResult, sweep
+from pipeline.sweep import SweepConfig, SweepResult, sweep
 from pipeline.sweep.halving import survivors
-from pipeline.sweep.pair_setups import PairSetups, assign_item_folds
 from pipeline.sweep.report import report_sweep
 from pipeline.sweep.runs import trial_config, trial_run
+from pipeline.sweep.trainer import Trainer
+from pipeline.systems import inference, kernel, two_towers
+from pipeline.systems.memo import Memo
+from pipeline.tasks.metrics import bootstrap
+from pipeline.tasks.ranking import RankedSplit
+from pipeline.tasks.ranks import Ranks
+from pipeline.train import train
+from pipeline.training.job import make_model
+from pipeline.training.setup import assign_folds, prepare
+from unipt import Outputs
 from unipt.bases import KernelRows
 
 SPACE = {"lr": "log:1e-3..3e-2", "text_side_width": "4,8", "memory_sharpness": "0.5,1"}
 
 
-def pair_sweep(folder: Path, out: str = "sweep", **changes: Any) -> RetrievalSweepConfig:
-    values = settings(folder, out=out, epochs=3, embed_width=None, ema=0.5)
+def pair_sweep(
+    folder: Path, out: str = "sweep", layout: str = "grid", **changes: Any
+) -> SweepConfig:
+    values = settings(folder, layout, out, epochs=3, embed_width=None, ema=0.5)
     values |= {"space": SPACE, "trials": 4, "sampler": "random", "eta": 2, "keep": 2}
-    return RetrievalSweepConfig.build(values | changes)
+    return SweepConfig.build(values | changes)
 
 
 def invoke(*arguments: object) -> str:
@@ -69,12 +75,12 @@ def test_rungs_keep_the_best_and_the_others_stop(result):
     assert [t["number"] for t in result.trials if t["rung"]] == survivors(first, 2)
     assert result.metric == "rsum"
     assert all(t["bytes_read"] > 0 for t in result.trials)
-    assert "1 training at a time: the towers of a retrieval are not stacked" in result.render()
+    assert "4 trainings share each read of the caches, as there are 4" in result.render()
 
 
-def test_a_trial_that_was_trained_in_stretches_is_what_train_makes(place, result):
+def test_a_trial_that_was_trained_from_rung_to_rung_is_what_train_makes(place, result):
     kept = Run.open(trial_run(place / "sweep", result.best))
-    alone = train_retrieval(trial_config(place / "sweep", result.best, place / "alone"))
+    alone = train(trial_config(place / "sweep", result.best, place / "alone"))
     assert same_weights(kept.path, alone.path)
     assert same_weights(kept.path, place / "sweep" / "best")
     assert kept.info["metrics"] == alone.metrics
@@ -84,17 +90,17 @@ def test_a_trial_that_was_trained_in_stretches_is_what_train_makes(place, result
 
 
 def test_a_stopped_trial_can_be_trained_by_its_name(place, result):
-    loser = next(t for t in result.trials if t["state"] == "pruned")
-    name = f"{place / 'sweep'}:{loser['number']}"
-    invoke("train", "--from-trial", name, place / "loser", "--checkpoint-steps", 3)
-    info = Run.open(place / "loser").info
-    assert {key: info["config"][key] for key in loser["params"]} == loser["params"]
-    assert info["history"][0]["dev"]["rsum"] == loser["curve"][0]
+    pruned = next(t for t in result.trials if t["state"] == "pruned")
+    name = f"{place / 'sweep'}:{pruned['number']}"
+    invoke("train", "--from-trial", name, place / "pruned", "--checkpoint-steps", 3)
+    info = Run.open(place / "pruned").info
+    assert {key: info["config"][key] for key in pruned["params"]} == pruned["params"]
+    assert info["history"][0]["dev"]["rsum"] == pruned["curve"][0]
 
 
 def test_the_page_draws_both_towers(place, result):
     page = report_sweep(place / "sweep").read_text(encoding="utf-8")
-    assert "4 trials of a retrieval" in page
+    assert "4 trials of retrieval" in page
     assert "<h2>Layers of the winner, text tower</h2>" in page
     assert "<h2>Layers of the winner, media tower</h2>" in page
     assert f"{result.trials[result.best]['score']:.1f}" in page
@@ -102,6 +108,7 @@ def test_the_page_draws_both_towers(place, result):
 
 def test_killed_within_an_epoch_it_is_the_same_study(tmp_path):
     changes = {"trials": 2, "epochs": 9, "min_epochs": 8, "checkpoint_steps": 1, "refit": "none"}
+    changes |= {"together": 1}
     whole = sweep(pair_sweep(tmp_path, "whole", **changes))
     config = pair_sweep(tmp_path, "killed", **changes)
     process = begin(config)
@@ -119,31 +126,29 @@ def test_killed_within_an_epoch_it_is_the_same_study(tmp_path):
 
 
 def test_folds_keep_the_items_of_a_group_together(tmp_path):
-    parts = assign_item_folds([f"group {n // 3}" for n in range(30)], 4, 0)
-    assert all(len(set(parts[n : n + 3])) == 1 for n in range(0, 30, 3))
+    config = pair_sweep(tmp_path, folds=3)
+    trainer = Trainer(config)
+    train = trainer.whole(config.run).splits["train"]
+    parts = assign_folds(train, 4, 0)
+    assert all(len(set(parts[n : n + 2])) == 1 for n in range(0, len(parts), 2))
     assert set(parts) == set(range(4))
-    with pytest.raises(ConfigError, match="4 folds of 3 groups"):
-        assign_item_folds(["a", "b", "c", "a"], 4, 0)
-    config = pair_config(tmp_path)
-    setups = PairSetups(3)
-    train = prepare_retrieval(config).splits["train"]
-    held = [setups.get(config, fold).splits for fold in range(3)]
-    items = [item.id for splits in held for item in splits["dev"].split.items]
-    assert sorted(items) == sorted(item.id for item in train.split.items)
+    held = [trainer.setup(config.run, fold).splits for fold in range(3)]
+    items = [item.id for splits in held for item in splits["dev"].examples.items]
+    assert sorted(items) == sorted(item.id for item in train.examples.items)
     for splits in held:
         assert set(splits) == {"train", "dev"}
-        assert not {*splits["train"].split.items} & {*splits["dev"].split.items}
-        for part in splits.values():
-            assert len(part.keys) == 16 * (len(part.text) + len(part.media))
-            owners = [part.split.items[n].id for n in part.split.item_of]
-            assert [caption.id.partition("#")[0] for caption in part.split.captions] == owners
+        trained, left = splits["train"].examples, splits["dev"].examples
+        assert not {*trained.items} & {*left.items}
+        for part in (trained, left):
+            owners = [part.items[n].id for n in part.item_of]
+            assert [caption.id.partition("#")[0] for caption in part.captions] == owners
 
 
 def test_cross_validation_and_seeds_count_by_their_mean(tmp_path):
     config = pair_sweep(tmp_path, folds=2, seeds=2, trials=1, epochs=1, refit="train+dev")
     result = sweep(config)
     records = [json.loads(file.read_text()) for file in (config.out / "units").glob("*.json")]
-    scores = [c["history"][0]["dev"]["rsum"] for r in records for c in r["courses"]]
+    scores = [c["history"][0]["dev"]["rsum"] for r in records for c in r["histories"]]
     assert len(scores) == 4
     assert result.trials[0]["score"] == pytest.approx(np.mean(scores))
     assert not result.tested
@@ -165,35 +170,31 @@ def test_trials_that_fail_do_not_end_the_sweep(tmp_path):
 
 
 def test_nothing_that_chooses_has_the_test_split(tmp_path):
-    setups = PairSetups()
-    config = pair_config(tmp_path)
-    assert set(setups.get(config).splits) == {"train", "dev"}
-    assert set(setups.whole(config).splits) == {"train", "dev", "test"}
+    config = pair_sweep(tmp_path)
+    trainer = Trainer(config)
+    assert set(trainer.setup(config.run).splits) == {"train", "dev"}
+    assert set(trainer.whole(config.run).splits) == {"train", "dev", "test"}
 
 
 def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monkeypatch):
-    read: list[tuple[str, ...]] = []
-    pooled = features.pooled_features
-
-    def counted(cache, taps, samples, names):
-        read.append(tuple(names))
-        return pooled(cache, taps, samples, names)
-
-    measured = []
-    of = KernelRows.of
-    monkeypatch.setattr(features, "pooled_features", counted)
+    read, measured = [], []
+    infer, of = inference.infer, KernelRows.of
+    for module in (kernel, two_towers):
+        monkeypatch.setattr(module, "infer", lambda *a, **b: read.append(1) or infer(*a, **b))
     monkeypatch.setattr(KernelRows, "of", lambda *given: measured.append(1) or of(*given))
-    values = settings(tmp_path, embed_width=None)
-    config = pair_config(tmp_path, embed_width=None)
-    setup, fits = prepare_retrieval(config), Fits()
-    whole, _ = make_job(config, setup, fits)
+    config, memo = pair_config(tmp_path, embed_width=None), Memo()
+
+    def fitted(memo: Memo, **changes: Any) -> Any:
+        changed = config.model_copy(update=changes)
+        return make_model(changed, prepare(changed, memo))
+
+    whole = fitted(memo)
     assert len(read) == 2  # the captions and the items
-    other = config.model_copy(update={"lr": 0.5, "text_side_width": 4, "dropout": 0.0})
-    same, _ = make_job(other, setup, fits)
-    sharper, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, fits)
+    same = fitted(memo, lr=0.5, text_side_width=4, dropout=0.0)
+    sharper = fitted(memo, memory_sharpness=3.0)
     assert len(read) == 2
     assert len(measured) == 1
-    alone, _ = make_job(config.model_copy(update={"memory_sharpness": 3.0}), setup, Fits())
+    alone = fitted(Memo(), memory_sharpness=3.0)
     assert len(read) == 4
     for one, two in ((same, whole), (sharper, alone)):
         first, second = one.media.base.state_dict(), two.media.base.state_dict()
@@ -203,25 +204,35 @@ def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monk
         means = [[v for k, v in norm.items() if "mean" in k] for norm in norms]
         assert all(torch.equal(a, b) for a, b in zip(*means, strict=True))
     assert not torch.equal(whole.media.base.values, sharper.media.base.values)
-    assert values["embed_width"] is None
 
 
-def test_several_runs_are_resampled_together():
+def test_several_runs_are_resampled_together(tmp_path):
     random = np.random.default_rng(0)
-    owner = np.repeat(np.arange(20), 2)
-    ranks = [Ranks(random.integers(0, 20, 40), random.integers(0, 40, 20)) for _ in range(2)]
-    both = bootstrap(ranks, owner, resamples=50)["rsum"]
-    each = [bootstrap(one, owner, resamples=50)["rsum"] for one in ranks]
+    examples = prepare(pair_config(tmp_path)).splits["train"].examples
+    captions, items = len(examples), len(examples.items)
+
+    def judged() -> RankedSplit:
+        ranks = Ranks(random.integers(0, items, captions), random.integers(0, captions, items))
+        empty = Outputs({})
+        return RankedSplit(
+            examples=examples, text=empty, media=empty, ranks=ranks, m2t_over="captions", folds=1
+        )
+
+    pair = [judged(), judged()]
+    both = bootstrap(pair, resamples=50)["rsum"]
+    each = [bootstrap([one], resamples=50)["rsum"] for one in pair]
     assert both.value == pytest.approx(np.mean([one.value for one in each]))
-    assert bootstrap([ranks[0]] * 3, owner, resamples=50)["rsum"].low == pytest.approx(each[0].low)
+    assert bootstrap([pair[0]] * 3, resamples=50)["rsum"].low == pytest.approx(each[0].low)
 
 
 def test_what_cannot_be_searched_is_told_before_anything_runs(tmp_path):
-    with pytest.raises(ConfigError, match="not stacked: leave cohort, or give 1"):
-        pair_sweep(tmp_path, cohort=4)
+    with pytest.raises(ConfigError, match="the tap pattern 'nothing' of media_taps matches none"):
+        sweep(pair_sweep(tmp_path, space={"media_taps": [["*"], ["nothing"]]}))
+    with pytest.raises(ConfigError, match=r"tokens, patches and frames can be dropped"):
+        sweep(pair_sweep(tmp_path, layout="vector", space={"media_drop": "0..0.5"}))
     with pytest.raises(ConfigError, match="recipe: is the same for all trials"):
         sweep(pair_sweep(tmp_path, space={"recipe": ["default", "clip4clip"]}))
-    with pytest.raises(ConfigError, match=r"37 folds of 36 groups of training items"):
+    with pytest.raises(ConfigError, match=r"37 folds of 36 groups of training examples"):
         sweep(pair_sweep(tmp_path, folds=37))
     assert not (tmp_path / "sweep").exists()
 

@@ -12,11 +12,11 @@ from pairkit import settings
 from sweepkit import outcome, sweep_config
 
 from pipeline.config import ConfigError
-from pipeline.nannies import undisturbed_environment
-from pipeline.sweep import RetrievalSweepConfig, sweep
+from pipeline.processes import undisturbed_environment
+from pipeline.sweep import SweepConfig, sweep
 from pipeline.sweep import work as work_module
 
-CHANGES: dict[str, Any] = {"trials": 6, "cohort": 2, "refit": "none", "keep": 2}
+CHANGES: dict[str, Any] = {"trials": 6, "together": 2, "refit": "none", "keep": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +63,10 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_study(tmp_path, scheduler,
 
 
 def test_trainings_of_two_towers_are_spread_over_a_cluster(tmp_path, scheduler):
-    def run(out: str, **changes: Any) -> RetrievalSweepConfig:
+    def run(out: str, **changes: Any) -> SweepConfig:
         values = settings(tmp_path, out=out, epochs=2, ema=0.5) | {"space": {"lr": [1e-3, 1e-2]}}
         values |= {"sampler": "grid", "refit": "none", "eta": 2}
-        return RetrievalSweepConfig.build(values | changes)
+        return SweepConfig.build(values | changes)
 
     alone = sweep(run("alone"))
     far = sweep(run("far", scheduler=scheduler))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import create_model
 from scipy import stats
 from sklearn.model_selection import ParameterGrid
 
@@ -10,11 +11,14 @@ from pipeline.config import ConfigError
 from pipeline.sweep import SweepConfig
 from pipeline.sweep.axis import parse_axis
 from pipeline.sweep.space import Space, read_space
-from pipeline.train import TrainConfig
+from pipeline.systems.texts import TextTrainConfig
+from pipeline.systems.two_towers import TwoTowersTrainConfig
+
+LEAST = {"out": "o", "space": {"lr": [1]}}
 
 
-def base(**changes: object) -> TrainConfig:
-    return TrainConfig.build(
+def base(**changes: object) -> TextTrainConfig:
+    return TextTrainConfig.build(
         {"data": {"train": "rows.tsv"}, "cache": "cache", "out": "out"} | changes
     )
 
@@ -98,6 +102,33 @@ def test_a_field_without_effect_is_refused():
         Space.parse({"reduction": [2, 4]}).check(base(side_width=8))
 
 
+def test_what_trials_are_not_scored_with_is_refused():
+    with pytest.raises(ConfigError, match="memory_keys: cannot be searched: trials are scored"):
+        Space.parse({"memory_keys": [1, 2]}).check(base())
+
+
+def test_each_system_says_what_is_the_same_for_all_trials():
+    run = TwoTowersTrainConfig.build(
+        {"data": {"task": "retrieval", "train": "c.csv"}, "text_cache": "t", "media_cache": "m"}
+        | {"out": "out", "text_side_width": 8}
+    )
+    space = Space.parse(
+        {"recipe": "default,clip4clip", "media_cache": "a,b", "text_reduction": [2]}
+    )
+    with pytest.raises(ConfigError) as caught:
+        space.check(run)
+    told = str(caught.value)
+    assert "recipe: is the same for all trials" in told
+    assert "media_cache: is the same for all trials" in told
+    assert "text_reduction: has no effect where text_side_width is given" in told
+    Space.parse({"memory_sharpness": "0.5,1"}).check(run)
+
+
+def test_a_preset_of_another_input_is_refused():
+    with pytest.raises(ConfigError, match=r"preset: 'vse_image' is not allowed.*'clip_vil'"):
+        Space.parse({"preset": "text,vse_image"}).check(base())
+
+
 def test_a_grid_is_that_of_scikit_learn():
     given = [{"lr": [1e-3, 1e-2], "reduction": [2, 4]}, {"pooling": ["mean"]}]
     points = Space.parse(given).grid()
@@ -144,6 +175,25 @@ def test_fields_of_the_run_stand_beside_those_of_the_sweep():
     )
     assert (config.run.data.text, config.run.data.label, config.run.lr) == ("a", "b", 0.5)
     assert (config.out, config.trials) == (Path("o"), 3)
+    assert isinstance(config.run, TextTrainConfig)
+
+
+def test_the_task_decides_what_a_run_is():
+    values = {"data": {"task": "retrieval", "train": "c.csv"}, "text_cache": "t", "out": "o"}
+    config = SweepConfig.build(values | {"media_cache": "m", "space": {"lr": [1]}, "margin": 0.3})
+    assert isinstance(config.run, TwoTowersTrainConfig)
+    assert SweepConfig.build(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match=r"run.margin: .*(?s:.)*known: batch_size"):
+        SweepConfig.build({"data": {"train": "r.tsv"}, "cache": "c", "margin": 1, **LEAST})
+    with pytest.raises(ConfigError, match="unknown task 'riddles'; known: classification"):
+        SweepConfig.build({"data": {"train": "r.tsv", "task": "riddles"}, "cache": "c", **LEAST})
+
+
+def test_a_command_line_can_narrow_the_run():
+    narrow = create_model("Narrow", __base__=SweepConfig, run=(TextTrainConfig, ...))
+    config = narrow.build({"data": {"train": "rows.tsv"}, "cache": "c", "noise": 0.5, **LEAST})
+    assert config.run.noise == 0.5
+    assert SweepConfig.build(config.model_dump(mode="json")).run == config.run
 
 
 @pytest.mark.parametrize(
@@ -154,7 +204,6 @@ def test_fields_of_the_run_stand_beside_those_of_the_sweep():
         ({"patience": 2}, "pruner none"),
         ({"run": {"data": {"fit_on_dev": True}}}, "leaves no dev split"),
         ({"memory_keys": 5, "refit": "train+dev"}, "give memory_weight"),
-        ({"space": {"memory_keys": [1, 2]}}, "memory_keys cannot be searched"),
         ({"sampler": "annealing"}, "'tpe', 'random', 'grid' or 'qmc'"),
     ],
 )

@@ -13,13 +13,13 @@ class ConvNetConfig:
     Attributes:
         model_type: the architecture's name.
         layout: "resnet" or "efficientnet_lite".
-        image_size: side of the pictures it was trained on, in pixels; any other works too.
+        image_size: side of the images it was trained on, in pixels; any other works too.
         mean: of each channel, of pixels between 0 and 1.
         std: of each channel.
         depths: blocks of each stage (ResNet).
         groups: groups of the 3x3 convolutions (ResNeXt, arXiv:1611.05431).
         group_width: channels of a group in the first stage.
-        num_channels: of a picture.
+        num_channels: of an image.
     """
 
     model_type: str

@@ -3,7 +3,7 @@
 Parameters are named as in the PyPI package `efficientnet-lite-pytorch`, so that its checkpoints
 load unchanged. Convolutions pad as TensorFlow's SAME does: the output has ceil(size / stride)
 cells, the odd cell of padding at the bottom and the right, for any input size. 4.65 M parameters,
-0.4 GMACs at 224 px. B pictures.
+0.4 GMACs at 224 px. B images.
 """
 
 import torch.nn.functional as F
@@ -95,14 +95,14 @@ class EfficientNetLite(nn.Module):
         self._fc = nn.Linear(HEAD, classes) if classes else None
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Map pictures [B, 3, H, W] to the head's map, [B, 1280, ceil(H / 32), ceil(W / 32)]."""
+        """Map images [B, 3, H, W] to the head's map, [B, 1280, ceil(H / 32), ceil(W / 32)]."""
         x = F.relu6(self._bn0(self._conv_stem(pixel_values)))
         for block in self._blocks:
             x = block(x)
         return {"last_hidden_state": self._head(self._bn1(self._conv_head(x)))}
 
     def classify(self, pixel_values: Tensor) -> Tensor:
-        """Map pictures to the logits of the checkpoint's classes, [B, classes].
+        """Map images to the logits of the checkpoint's classes, [B, classes].
 
         Raises:
             RuntimeError: the network was built without its classifier.

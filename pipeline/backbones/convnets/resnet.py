@@ -2,7 +2,7 @@
 
 Parameters are named as torchvision names them, so that its checkpoints, and the weakly supervised
 `ig_resnext101_32x8-*.pth` (arXiv:1805.00932), load unchanged. The stride sits in the 3x3
-convolution. B pictures; stage i emits 256 * 2^(i-1) channels at 1 / (2 * 2^i) of the input's size,
+convolution. B images; stage i emits 256 * 2^(i-1) channels at 1 / (2 * 2^i) of the input's size,
 rounded up, for any input size. ResNeXt-101 32x8d: 86.7 M parameters, 16.4 GMACs at 224 px.
 """
 
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, classes) if classes else None
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Map pictures [B, 3, H, W] to the last stage, [B, C, ceil(H / 32), ceil(W / 32)]."""
+        """Map images [B, 3, H, W] to the last stage, [B, C, ceil(H / 32), ceil(W / 32)]."""
         x = F.relu(self.bn1(self.conv1(pixel_values)))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for i in range(len(self.config.depths)):
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
         return {"last_hidden_state": x}
 
     def classify(self, pixel_values: Tensor) -> Tensor:
-        """Map pictures to the logits of the checkpoint's classes, [B, classes].
+        """Map images to the logits of the checkpoint's classes, [B, classes].
 
         Raises:
             RuntimeError: the network was built without its classifier.

@@ -36,12 +36,14 @@ class Captioned:
         captions: the examples.
         item_of: position in `items` of each caption's item, ascending, [m].
         item_groups: what each item must stay together with: its group, or itself.
+        split: its name, which the identifiers of `rows` begin with.
     """
 
     items: tuple[MediaItem, ...]
     captions: tuple[Caption, ...]
     item_of: Ints
     item_groups: tuple[str, ...]
+    split: str
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -59,12 +61,14 @@ class Captioned:
         return [items[place] for place in self.item_of.tolist()]
 
     def rows(self, tower: str, modality: str) -> list[tuple[str, Input]]:
-        """Return each caption ("text") or each item ("media") once, with its id."""
+        """Return each caption ("text") or each item ("media") once, with its id: "train/12"."""
         found = self.inputs(tower, modality)
-        if tower == "text":
-            return [(each.id, given) for each, given in zip(self.captions, found, strict=True)]
-        firsts = self.first_of.tolist()
-        return [(item.id, found[first]) for item, first in zip(self.items, firsts, strict=True)]
+        named: Sequence[Caption | MediaItem] = self.captions
+        if tower != "text":
+            named, found = self.items, [found[first] for first in self.first_of.tolist()]
+        return [
+            (f"{self.split}/{each.id}", given) for each, given in zip(named, found, strict=True)
+        ]
 
     @property
     def groups(self) -> list[str]:
@@ -89,6 +93,7 @@ class Captioned:
             captions=tuple(self.captions[number] for number in rows),
             item_of=places.astype(np.int64),
             item_groups=tuple(self.item_groups[number] for number in kept),
+            split=self.split,
         )
 
     def digest(self) -> bytes:
@@ -118,20 +123,21 @@ def load_captioned(config: CaptionData) -> Dataset:
         splits["train"] = splits["train"] + splits.pop("dev", [])
     _warn_of_leaks(splits)
     return Dataset(
-        splits={name: _captioned(rows) for name, rows in splits.items()},
+        splits={name: _captioned(name, rows) for name, rows in splits.items()},
         config=config,
         dropped=dropped,
         unused=unused,
     )
 
 
-def _captioned(rows: list[Gathered]) -> Captioned:
+def _captioned(split: str, rows: list[Gathered]) -> Captioned:
     counts = [len(each.captions) for each in rows]
     return Captioned(
         items=tuple(each.item for each in rows),
         captions=tuple(caption for each in rows for caption in each.captions),
         item_of=np.repeat(np.arange(len(rows), dtype=np.int64), counts),
         item_groups=tuple(each.group for each in rows),
+        split=split,
     )
 
 

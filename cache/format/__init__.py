@@ -1,0 +1,1 @@
+"""What a cache is: taps, shapes, places, file contents. Pure: nothing here opens a file."""

@@ -1,0 +1,1 @@
+"""Minibatches from one cache or several: order, memory, gathering."""
