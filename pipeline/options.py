@@ -200,10 +200,18 @@ def _scalar(annotation: Any) -> Any:
     if get_origin(annotation) is dict:
         return _Mapping()
     if get_origin(annotation) is Literal:
-        return click.Choice([str(choice) for choice in get_args(annotation)])
+        return _Choices([str(choice) for choice in get_args(annotation)])
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return click.Path(path_type=Path)
     return annotation if annotation in (int, float, str) else str
+
+
+class _Choices(click.Choice[str]):
+    """Values to choose from; the config refuses another one, with all that is wrong beside it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return `value` as it is."""
+        return value
 
 
 class _Mapping(click.ParamType[dict[str, Any]]):

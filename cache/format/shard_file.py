@@ -79,27 +79,34 @@ def pack_shard(chunks: Iterable[bytes], n_entries: int) -> tuple[Bytes, str]:
     return np.concatenate([body, tail]), tail_checksum(tail, len(stored))
 
 
-def damaged_packed(raw: Bytes, n_chunks: int, n_entries: int) -> list[int]:
-    """Return what `damaged_parts` does, of a file whose chunks are compressed."""
+def damaged_chunks(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int | None) -> list[int]:
+    """Return the numbers of the chunks that fail their checksums, -1 standing for the index.
+
+    Args:
+        raw: the file.
+        n_chunks: chunks present, the first ones.
+        n_entries: chunks of a whole shard.
+        chunk_bytes: bytes of a chunk without its checksum; None where they are compressed.
+    """
     tail = raw[len(raw) - tail_size(n_chunks, n_entries) :]
     table, entries = tail[: n_chunks * CRC_BYTES], tail[n_chunks * CRC_BYTES : -CRC_BYTES]
     index = entries.copy().view("<u8").reshape(-1, 2)
-    ends = [0, *np.cumsum(index[:n_chunks, 1]).tolist()]
+    here, ends = index[:n_chunks], [0, *np.cumsum(index[:n_chunks, 1]).tolist()]
     sound = (
-        np.array_equal(index[:n_chunks, 0], ends[:-1])
-        and bool((index[n_chunks:] == MISSING).all())
-        and bool((index[:n_chunks, 1] > CRC_BYTES).all())
+        crc_of(tail[-CRC_BYTES:]) == crc32c(entries)
+        and np.array_equal(here[:, 0], ends[:-1])
+        and bool((index[n_chunks:] == MISSING).all() and (here[:, 1] > CRC_BYTES).all())
+        and (chunk_bytes is None or bool((here[:, 1] == chunk_bytes + CRC_BYTES).all()))
         and ends[-1] == len(raw) - len(tail)
     )
-    if crc_of(tail[-CRC_BYTES:]) != crc32c(entries) or not sound:
+    if not sound:
         return [-1]
-    bad = []
-    for number, (low, high) in enumerate(pairwise(ends)):
-        own = table[number * CRC_BYTES : (number + 1) * CRC_BYTES]
-        data, stored = raw[low : high - CRC_BYTES], raw[high - CRC_BYTES : high]
-        if not np.array_equal(own, stored) or crc32c(data) != crc_of(stored):
-            bad.append(number)
-    return bad
+    return [
+        number
+        for number, (low, high) in enumerate(pairwise(ends))
+        if not np.array_equal(table[number * CRC_BYTES :][:CRC_BYTES], raw[high - CRC_BYTES : high])
+        or crc32c(raw[low : high - CRC_BYTES]) != crc_of(raw[high - CRC_BYTES : high])
+    ]
 
 
 def tail_checksum(tail: Bytes, n_chunks: int) -> str:
@@ -109,19 +116,6 @@ def tail_checksum(tail: Bytes, n_chunks: int) -> str:
     """
     table = tail[: n_chunks * CRC_BYTES]
     return f"{crc32c(table.tobytes() + tail[-CRC_BYTES:].tobytes()):08x}"
-
-
-def damaged_parts(raw: Bytes, n_chunks: int, n_entries: int, chunk_bytes: int) -> list[int]:
-    """Return the numbers of the chunks that fail their checksums, -1 standing for the index."""
-    stride = chunk_bytes + CRC_BYTES
-    bad = []
-    for number, chunk in enumerate(raw[: n_chunks * stride].reshape(n_chunks, stride)):
-        if crc32c(chunk[:chunk_bytes]) != crc_of(chunk[chunk_bytes:]):
-            bad.append(number)
-    tail = _encode_tail(raw, n_chunks, n_entries, stride)
-    if not np.array_equal(raw[n_chunks * stride :], tail):
-        bad.append(-1)
-    return bad
 
 
 def _encode_tail(raw: Bytes, n_chunks: int, n_entries: int, stride: int) -> Bytes:

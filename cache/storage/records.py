@@ -22,8 +22,7 @@ from ..format.layout import encode_complete
 from ..format.ledger import Entry, parse_line
 from ..format.manifest import MANIFEST, PROVENANCE, config_of, parse_manifest
 from ..format.shard_file import (
-    damaged_packed,
-    damaged_parts,
+    damaged_chunks,
     tail_checksum,
     tail_size,
 )
@@ -215,11 +214,7 @@ def inspect_shard(
     entries, size = geometry.entries(stack), geometry.chunk_bytes(stack)
     first, names = geometry.blocks_of(shard).start, stack.tap_names
     problems = []
-    bad = (
-        damaged_packed(raw, chunks, entries)
-        if packed
-        else damaged_parts(raw, chunks, entries, size)
-    )
+    bad = damaged_chunks(raw, chunks, entries, None if packed else size)
     for number in bad:
         block, tap = divmod(number, len(names))
         chunk = f"tap {names[tap]} of block {first + block}"

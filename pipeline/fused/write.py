@@ -175,8 +175,8 @@ def _write_model(job: Job, stage: Path) -> UniPTModel:
     fused, tokenizer = build_fused(job), build_tokenizer(job)
     with quiet_transformers():
         fused.save_pretrained(stage)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(stage)
+    for each in (*fused.processors(), *([tokenizer] if tokenizer is not None else [])):
+        each.save_pretrained(stage)
     for name, text in source_files(job.setup.system.api).items():
         (stage / name).write_text(text, encoding="utf-8")
     del fused

@@ -146,7 +146,7 @@ def test_every_problem_of_a_config_is_told_at_once(place):
         *("--epochs", "0", "--lr", "-1", "--preset", "nonsense"),
     )
     assert done.returncode == 2
-    for name in ("epochs", "lr"):
+    for name in ("epochs", "lr", "preset"):
         assert name in done.stderr
 
 

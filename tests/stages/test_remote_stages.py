@@ -43,7 +43,7 @@ def test_a_run_from_a_bucket_is_the_run_from_a_folder(bucket, tmp_path) -> None:
         )
         train(config)
         told = json.loads((tmp_path / name / "run.json").read_text())
-        assert told["config"]["cache"] == told["cache"]["path"] == place
+        assert told["config"]["cache"] == told["towers"]["text"]["cache"]["path"] == place
         metrics[name] = told["metrics"]
         evaluate(EvaluateConfig.build({"run": str(tmp_path / name), "split": "test"}))
     assert metrics["there"] == metrics["here"]
