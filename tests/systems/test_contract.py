@@ -320,5 +320,3 @@ def test_it_has_a_probe(config: TrainConfig, layers: Any) -> None:
     assert set(found.evaluations) == {"dev", "test"}
     assert found.features and found.chosen
     assert json.loads((config.out / f"probe_{layers}.json").read_text())["layers"] == layers
-
-
