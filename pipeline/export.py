@@ -15,7 +15,6 @@ from cache import Cache
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.convnets.build import ARCHITECTURES
 from pipeline.backbones.pooled_taps import recorded_pool
-from pipeline.backbones.weights_file import SUFFIXES
 from pipeline.config import Config
 from pipeline.evaluate import EvaluateConfig, evaluate, run_setup
 from pipeline.fused import artefacts
@@ -23,6 +22,7 @@ from pipeline.fused.artefacts import Form
 from pipeline.fused.folder import check_target
 from pipeline.fused.job import ExportError, Facts, Job
 from pipeline.fused.write import ExportReport, export_model
+from pipeline.inputs import FACTS
 from pipeline.run import Run, by_tower
 
 REPLAYED = ("test", "dev", "train")
@@ -132,16 +132,18 @@ def recorded_backbone(cache: Cache, config: ExportConfig, given: str | None) -> 
             "`backbone`"
         )
     recorded = cache.fingerprint.mapping
-    return load_backbone(
+    names = [tap.name for tap in cache.taps]
+    backbone = load_backbone(
         name,
         device="cpu",
         dtype="float32" if config.dtype == "auto" else config.dtype,
-        taps=[tap.name for tap in cache.taps],
-        architecture=_architecture(name, recorded),
+        taps=[tap for tap in names if tap not in FACTS],
+        architecture=_architecture(recorded),
         revision=config.revision or cache.provenance.get("revision"),
         pool=recorded_pool(recorded.get("taps", {})),
         **_preprocessing(recorded.get("preprocessing", {})),
     )
+    return backbone.with_facts(tuple(tap for tap in names if tap in FACTS))
 
 
 def _preprocessing(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,11 +155,9 @@ def _preprocessing(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {"tower": recorded["modality"], "image_size": size, **found}
 
 
-def _architecture(name: str, recorded: Mapping[str, Any]) -> str | None:
+def _architecture(recorded: Mapping[str, Any]) -> str | None:
     model_type = recorded.get("weights", {}).get("model_type")
-    if model_type in ARCHITECTURES:
-        return str(model_type)
-    return "openai_clip" if name.endswith(SUFFIXES) else None
+    return str(model_type) if model_type in ARCHITECTURES else None
 
 
 def _facts(run: Run, config: ExportConfig) -> Facts:

@@ -1,8 +1,8 @@
-"""Predict: label the texts of a file or of standard input with an exported model.
+"""Predict: label the texts or files of a list, a folder or standard input with an exported model.
 
-Texts are read in windows of `WINDOW` batches; in a window they are run in batches of like length
-and written in their own order. Memory is flat in the number of texts; the cost is one forward pass
-of the fused model a text.
+They are read in windows of `WINDOW` batches; in a window they are run in batches of like length
+and written in their own order. Memory is flat in their number; the cost is one forward pass of the
+fused model each.
 """
 
 import csv
@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.fused.loading import load_exported
 from pipeline.fused.records import SUFFIXES, Record, TextFormat, read_records
+from pipeline.reading.media import MediaFolder
 from pipeline.systems.inference import choose_device
 
 WINDOW = 16
@@ -35,7 +36,8 @@ class PredictConfig(Config):
     model: Path
     """Folder of an exported model."""
     input: Path | None = None
-    """File of texts: .tsv, .csv, .jsonl, or plain lines; standard input if absent."""
+    """File of texts (or paths of media files): .tsv, .csv, .jsonl, or plain lines; or a folder of
+    media files; standard input if absent."""
     out: Path | None = None
     """File to write, one line a text; standard output if absent."""
     layout: Literal["auto", "lines", "tsv", "csv", "jsonl"] = "auto"
@@ -152,6 +154,9 @@ def _layout(config: PredictConfig) -> TextFormat:
 def _open_input(config: PredictConfig, files: ExitStack) -> Iterable[str]:
     if config.input is None:
         return sys.stdin
+    if config.input.is_dir():
+        folder = MediaFolder(config.input)
+        return [str(folder.root / file) for file in folder.files]
     return files.enter_context(config.input.open(encoding="utf-8", newline=""))
 
 

@@ -17,7 +17,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.backbones.convnets.config import ConvNetConfig
 from pipeline.fused.configuration_unipt import UniPTConfig
 from pipeline.fused.job import ExportError, Job
-from pipeline.fused.modeling_unipt import SIDES, UniPTModel
+from pipeline.fused.modeling_unipt import UniPTModel
 from pipeline.fused.package import api_class, auto_map
 from pipeline.fused.tokenizer import joint_tokenizer, separate_tokenizer, special_tokens
 from pipeline.fused.tower_unipt import CONVNETS
@@ -34,9 +34,11 @@ def build_fused(job: Job) -> UniPTModel:
         ExportError: a backbone's or the side model's class cannot be shipped, or a tap is unknown.
     """
     system, model = job.setup.system, job.model
-    if SIDES.get(type(model).__name__) is not type(model):
+    wanted = api_class(system.api).side_model
+    if type(model) is not wanted:
         raise ExportError(
-            f"the side model {type(model).__name__} cannot be exported; known: {', '.join(SIDES)}"
+            f"a {type(model).__name__} cannot be exported as {system.api}, which is of a "
+            f"{wanted.__name__}"
         )
     sides = {name: each.side for each in system.sides(model) for name in each.towers}
     towers: dict[str, Any] = {
@@ -47,7 +49,6 @@ def build_fused(job: Job) -> UniPTModel:
     config = UniPTConfig(
         api=system.api,
         towers=towers,
-        side_class=type(model).__name__,
         side_config=model.config,
         auto_map=auto_map(system.api),
         pad_token_id=pads[0] if pads else None,

@@ -31,7 +31,6 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     Args:
         api: what the model answers to, a file of `api/`.
         towers: name -> its mapping, or the name of the tower whose backbone it shares.
-        side_class: name of the side model's class.
         side_config: `SideModel.config`.
         output_confidence: return the confidence of every tap, not only when asked per call.
         kwargs: the common arguments of `PreTrainedConfig` (`id2label`, ...), and the API's own.
@@ -44,14 +43,12 @@ class UniPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         *,
         api: str = "",
         towers: Mapping[str, Any] | None = None,
-        side_class: str = "",
         side_config: Mapping[str, Any] | None = None,
         output_confidence: bool = False,
         **kwargs: Any,
     ) -> None:
         self.api = api
         self.towers = dict(towers or {})
-        self.side_class = side_class
         self.side_config = dict(side_config or {})
         self.output_confidence = output_confidence
         super().__init__(**kwargs)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.fused.api import APIS
+from pipeline.fused.api import apis
 from pipeline.fused.configuration_unipt import UniPTConfig
 from pipeline.training.files import sync_folder
 
@@ -46,7 +46,7 @@ def export_api(folder: Path) -> str | None:
     if not isinstance(config, dict) or config.get("model_type") != UniPTConfig.model_type:
         return None
     found = config.get("api")
-    return found if found in APIS else None
+    return found if found in apis() else None
 
 
 @contextmanager

@@ -19,16 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from unipt.classifier import SideClassifier
 from unipt.pooling import GeneralizedPooling
 from unipt.states import Outputs, SideModel, States
-from unipt.towers import TwoTowers
 
 from .configuration_unipt import UniPTConfig
 from .tower_unipt import TOWERS, FrozenTower, TextTower
 
-SIDES: dict[str, type[SideModel]] = {each.__name__: each for each in (SideClassifier, TwoTowers)}
-"""Side models that can be exported, by the names of their classes."""
 TEXT_AXES = {0: "batch", 1: "length"}
 
 
@@ -62,6 +58,8 @@ class UniPTModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """`pipeline_tag` of its card."""
     stages: ClassVar[tuple[str, ...]] = ()
     """Commands of this project that take it."""
+    side_model: ClassVar[type[SideModel]]
+    """Class of its side model."""
 
     config_class = UniPTConfig
     base_model_prefix = ""
@@ -74,7 +72,7 @@ class UniPTModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.towers = nn.ModuleDict(
             {name: TOWERS[spec["modality"]](spec) for name, spec in own.items()}
         )
-        self.side = SIDES[config.side_class].from_config(config.side_config).float()
+        self.side = self.side_model.from_config(config.side_config).float()
         self._tokenizer: Any = None
         self.post_init()  # type: ignore[no-untyped-call]
 

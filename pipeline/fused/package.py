@@ -17,7 +17,6 @@ import cache
 import pipeline
 import unipt
 from pipeline.errors import PipelineError
-from pipeline.fused.api import APIS
 from pipeline.fused.modeling_unipt import UniPTModel
 
 ROOTS = {module.__name__: Path(module.__path__[0]) for module in (cache, pipeline, unipt)}
@@ -42,7 +41,7 @@ class PackageError(PipelineError, RuntimeError):
 
 def api_class(api: str) -> type[UniPTModel]:
     """Return the class of an API."""
-    found: type[UniPTModel] = getattr(import_module(f"{HERE}.api.{api}"), APIS[api])
+    found: type[UniPTModel] = import_module(f"{HERE}.api.{api}").API
     return found
 
 
@@ -50,7 +49,7 @@ def auto_map(api: str) -> dict[str, str]:
     """Return what config.json says of the classes that load an exported folder."""
     return {
         "AutoConfig": "configuration_unipt.UniPTConfig",
-        api_class(api).auto: f"{flat_name(f'{HERE}.api.{api}')}.{APIS[api]}",
+        api_class(api).auto: f"{flat_name(f'{HERE}.api.{api}')}.{api_class(api).__name__}",
     }
 
 

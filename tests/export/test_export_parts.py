@@ -9,7 +9,7 @@ import torch
 from tiny import SENTENCES, tiny_tokenizer
 
 from pipeline.backbones.fingerprint import tokenizer_digest
-from pipeline.fused.api import APIS
+from pipeline.fused.api import apis
 from pipeline.fused.package import PackageError, needed_modules, source_files
 from pipeline.fused.parity import ExportParityError, Part, check, replay, tolerance
 from pipeline.fused.tokenizer import (
@@ -20,7 +20,7 @@ from pipeline.fused.tokenizer import (
 )
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", apis())
 def test_sources_are_flat_and_closed(api: str) -> None:
     import unipt
 

@@ -1,11 +1,15 @@
 """What exported models answer to: a file for each API, written into the folders that have it.
 
-An API is a subclass of `UniPTModel` with a forward pass of its own, a file here and a line below; a
-system names it as its `api`.
+An API is a subclass of `UniPTModel` with a forward pass of its own, in a file here that calls it
+`API`; a system names the file as its `api`.
 """
 
-APIS = {
-    "sequence_classification": "UniPTForSequenceClassification",
-    "retrieval": "UniPTForRetrieval",
-}
-"""File -> its class."""
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def apis() -> tuple[str, ...]:
+    """Return the names of the files here."""
+    files = Path(__file__).parent.glob("*.py")
+    return tuple(sorted(file.stem for file in files if file.stem != "__init__"))

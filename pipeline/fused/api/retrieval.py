@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 from pipeline.fused.media_unipt import OneImage, OneVideo, as_images, as_videos, prepare
 from pipeline.fused.modeling_unipt import TEXT_AXES, Traced, UniPTModel
 from unipt.states import Outputs, States
-from unipt.towers import as_sequences, frame_shares
+from unipt.towers import TwoTowers, as_sequences, frame_shares
 
 USE = """from transformers import AutoModel
 
@@ -45,6 +45,7 @@ class UniPTForRetrieval(UniPTModel):  # type: ignore[no-untyped-call]
     """Two backbones and a side model that embeds what either reads."""
 
     stages = ("index", "search")
+    side_model = TwoTowers
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -278,3 +279,6 @@ class UniPTForRetrieval(UniPTModel):  # type: ignore[no-untyped-call]
         """Return code that embeds and compares."""
         suffix = "mp4" if self.spec["axis"] else "png"
         return USE.format(name=name, modality=self.modality, suffix=suffix)
+
+
+API = UniPTForRetrieval
