@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.published import TOWERS, System, build_systems, live_part
-from cache import JointBatch
+from cache import Batch
 from pipeline.backbones import Backbone, Encoded
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Job
@@ -75,7 +75,7 @@ class Recomputed:
             self.backbones[tower], self.encoded[tower] = backbone, backbone.encode(inputs)
         self.item_of = setup.splits["train"].split.item_of
 
-    def batches(self, wanted: Iterable[Positions]) -> Iterator[JointBatch]:
+    def batches(self, wanted: Iterable[Positions]) -> Iterator[Batch]:
         """Yield a batch for the captions at each of the positions; one more is decoded ahead."""
         with ThreadPoolExecutor(1, "decode") as thread:
             ahead: list[tuple[Positions, Future[Prepared]]] = []
@@ -92,15 +92,15 @@ class Recomputed:
         return {tower: (encoded[tower], self.backbones[tower].prepare(encoded[tower]))
                 for tower in TOWERS}  # fmt: skip
 
-    def _batch(self, positions: Positions, prepared: Future[Prepared]) -> JointBatch:
+    def _batch(self, positions: Positions, prepared: Future[Prepared]) -> Batch:
         parts = {}
         for tower, (encoded, ready) in prepared.result().items():
             backbone, taps = self.backbones[tower], self.taps[tower]
             parts[tower] = live_part(backbone, taps, encoded, prepared=ready)
-        return JointBatch(parts=parts, index=torch.from_numpy(positions))
+        return Batch(parts=parts, index=torch.from_numpy(positions))
 
 
-def epoch(job: Job, batches: Iterable[JointBatch]) -> list[float]:
+def epoch(job: Job, batches: Iterable[Batch]) -> list[float]:
     """Take a step on each batch; return the losses."""
     losses = []
     job.model.train()

@@ -7,7 +7,7 @@ from .spec import Bytes
 
 def crc32c(data: bytes | Bytes) -> int:
     """Return the CRC-32C of contiguous bytes; other threads run meanwhile."""
-    value: int = _crc32c(data)
+    value: int = _crc32c(memoryview(data))  # type: ignore[arg-type]  # an array has a buffer
     return value
 
 

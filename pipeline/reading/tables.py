@@ -214,7 +214,9 @@ def _from_dataset(source: str, split: Any) -> Table:
         name: getattr(feature, "feature", feature) for name, feature in split.features.items()
     }
     names = {
-        name: tuple(feature.names) for name, feature in features.items() if hasattr(feature, "names")
+        name: tuple(feature.names)
+        for name, feature in features.items()
+        if hasattr(feature, "names")
     }
     return Table(
         source=source,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import Cache, JointLoader, Location, Source
+from cache import Cache, Loader, Location, Source
 from pipeline.config import ConfigError
 from pipeline.data import Dataset, Ints
 from pipeline.systems import Setup, Tower, system_of
@@ -121,9 +121,9 @@ def _no_bytes(_: object) -> int:
     return 0
 
 
-def make_loader(config: TrainConfig, setup: Setup) -> JointLoader:
+def make_loader(config: TrainConfig, setup: Setup) -> Loader:
     """Return the shuffled loader of the training examples."""
-    return JointLoader(**loader_options(config, setup))
+    return Loader(**loader_options(config, setup))
 
 
 def loader_options(config: TrainConfig, setup: Setup) -> dict[str, Any]:
