@@ -1,5 +1,0 @@
-"""See `pipeline.processes`."""
-
-from pipeline.processes import undisturbed_environment
-
-__all__ = ["undisturbed_environment"]
