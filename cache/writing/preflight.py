@@ -1,4 +1,4 @@
-"""What a writer finds before the first shard: other things, or a cache that was begun."""
+"""Preflight: what a writer finds before the first shard, other things or an existing cache."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def refuse_foreign(root: Location) -> None:
 
 
 def saved_rms(found: Manifest) -> dict[str, Tensor]:
-    """Return the size of each channel of int8 that a cache was begun with."""
+    """Return the size of each channel of int8 of an existing cache."""
     rms: dict[str, Tensor] = {}
     for stack in found.geometry.quantized_stacks:
         try:

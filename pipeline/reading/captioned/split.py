@@ -11,7 +11,7 @@ from pipeline.reading.config import CaptionData
 from pipeline.reading.splits import deal
 
 MSRVTT_DEV = 497
-"""Clips of MSR-VTT's 9,000 that serve as dev: as many as its official validation part has."""
+"""Videos of MSR-VTT's 9,000 that serve as dev: as many as its official validation part has."""
 
 Items = dict[str, list[Gathered]]
 
@@ -45,7 +45,7 @@ def split_items(
     """Split `items` by `shares`, groups together, each part in the given order.
 
     Args:
-        items: pictures or clips.
+        items: images or videos.
         shares: fractions that sum to 1.
         seed: seed of the permutation of the groups.
     """
