@@ -128,8 +128,8 @@ class Trainer:
                 model = setup.system.build(config, setup)
             except ConfigError:
                 return 0
-        state = sum(value.nbytes for value in model.state_dict().values())
-        trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
+        state: int = sum(value.nbytes for value in model.state_dict().values())
+        trained: int = sum(each.nbytes for each in model.parameters() if each.requires_grad)
         return STATES * state + MOMENTS * trained
 
     def train(
