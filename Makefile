@@ -1,7 +1,7 @@
 # Two commands for a bare machine with Python 3.11+, make and git:
 #   make demo   sets up, then runs the whole way on real text
 #   make test   sets up, then runs every test
-# and: make demo-retrieval, pictures found by text; make test-browser, reports in a real browser
+# and: make demo-retrieval, images found by text; make test-browser, reports in a real browser
 PYTHON ?= python3
 DEMO_ENV := .venv/demo
 TEST_ENV := .venv/test
@@ -19,7 +19,7 @@ export PIP_PROGRESS_BAR = off
 
 help:
 	@echo "make demo    cache MiniLM, train a side network on tweets, export one model"
-	@echo "make demo-retrieval  cache two towers on captioned pictures, train, export, search"
+	@echo "make demo-retrieval  cache two towers on captioned images, train, export, search"
 	@echo "make test    run the tests"
 	@echo "make test-browser  open the reports of sweeps in Chromium (apt-get installs it as root)"
 	@echo "make check   lint and type-check"

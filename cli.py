@@ -249,7 +249,7 @@ def _sweep(task: str, system: "System") -> click.Command:
         multiple=True,
         help="FIELD=VALUES to search: 2,4,8 or 0..0.5 or log:1e-4..1e-2 or int:2..10; repeatable.",
     )
-    @click.option("--resume", is_flag=True, help="Go on with the sweep in --out, as it was begun.")
+    @click.option("--resume", is_flag=True, help="Go on with the sweep in --out as it is.")
     @as_json
     @click.pass_context
     def command(

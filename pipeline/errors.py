@@ -4,7 +4,7 @@
 class PipelineError(Exception):
     """What was given cannot be used; the message says what is allowed and the way out.
 
-    Every member also subclasses the builtin that fits it, so library users may catch either.
+    Every one of them also subclasses the builtin that fits it, so library users may catch either.
     """
 
 

@@ -1,7 +1,7 @@
 """Inputs and their content keys: the link between a task's examples and a cache's samples.
 
 A sample is found in a cache by what it holds, not by its row number or its path, so any file whose
-sentences, pictures or clips are in the cache can be trained on: reordered, cut down, moved, or with
+sentences, images or videos are in the cache can be trained on: reordered, cut down, moved, or with
 other labels. Cost: one BLAKE2b digest an input, about 1 us a sentence and 1 GB/s of a file.
 """
 

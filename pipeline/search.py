@@ -33,7 +33,7 @@ class SearchConfig(Config):
     image: Path | None = None
     """Image to search by, instead of a text."""
     video: Path | None = None
-    """Clip to search by, instead of a text."""
+    """Video to search by, instead of a text."""
     k: int = Field(default=10, ge=1)
     """Answers, at most as many as there are files."""
     sheet: Path | None = None

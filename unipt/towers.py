@@ -1,7 +1,7 @@
 """SideTower and TwoTowers: side networks that turn a tower's states into one vector a sample.
 
-Legend: B samples (texts, images or clips), L tokens (padded), T valid tokens (packed), P tokens of
-a grid, F frames of all clips, N targets, E embedding width. The last state recorded is the anchor,
+Legend: B samples (texts, images or videos), L tokens (padded), T valid tokens (packed), P tokens of
+a grid, F frames of all videos, N targets, E embedding width. The last state recorded is the anchor,
 as in `SideClassifier`.
 Price: the side network's GEMMs; pooling and the norms are below a tenth of it.
 """
@@ -50,7 +50,7 @@ class Embedding(NamedTuple):
     vector: Tensor
     """``[B, E]``, of length 1 if the tower normalises."""
     confidence: Tensor
-    """How much each target layer counts for each sample, ``[B, N]``; of a clip, the mean over its
+    """How much each target layer counts for each sample, ``[B, N]``; of a video, the mean over its
     frames."""
 
 
@@ -58,7 +58,7 @@ class SideTower(nn.Module):
     """One tower's vector: side network, pooling, [head], [mean over frames], [l2 norm].
 
     VSE-infinity (arXiv 2011.04305) pools with GPO; CLIP4Clip (arXiv 2104.08860) has a vector
-    anchor and no pooling, normalises every frame, and averages the frames of a clip.
+    anchor and no pooling, normalises every frame, and averages the frames of a video.
 
     Args:
         side: options of the side network; a `ConvSideNetworkConfig` for feature maps.
@@ -66,7 +66,7 @@ class SideTower(nn.Module):
         axis: ragged axis of the targets (of the frames of videos); None for fixed shapes.
         pooling: over the tokens, cells or patches of one sample, see `TokenPooling`; "gpo" is
             `GeneralizedPooling`; "none" is for a vector anchor, which leaves nothing to pool.
-        frames: every row of the states is a frame, and a clip is the "mean" of its frames, or the
+        frames: every row of the states is a frame, and a video is the "mean" of its frames, or the
             "sequence" of the tokens of all of them, which the side network takes at once.
         normalize: l2-normalise the embedding (and every frame before the mean).
         position: which token has the residual of a vector anchor: "first" (CLS) or "last" (EOS).
@@ -157,7 +157,7 @@ class SideTower(nn.Module):
             )
         elif base == "anchor":
             if vector or isinstance(side, ConvSideNetworkConfig) or frames != "none":
-                raise ValueError("base='anchor' needs token states of texts or pictures")
+                raise ValueError("base='anchor' needs token states of texts or images")
             if side.anchor_width != self.out_width:
                 raise ValueError(
                     f"base='anchor' needs an embedding as wide as the anchor, {side.anchor_width}; "
@@ -220,20 +220,20 @@ class SideTower(nn.Module):
         offsets: Tensor | None = None,
         frames: Tensor | None = None,
     ) -> Embedding:
-        """Embed texts, images or clips.
+        """Embed texts, images or videos.
 
         Args:
             anchor: ``[B, L, D]`` padded tokens or a grid, ``[T, D]`` packed tokens, ``[B, D]`` for
                 a vector anchor, ``[B, C, H, W]`` for maps (a token side network gets them as
-                tokens, see `to_tokens`). For clips B is F, the frames of all.
+                tokens, see `to_tokens`). For videos B is F, the frames of all.
             targets: N states like the anchor (beside a vector anchor: tokens or a grid), one
                 tensor ``[N, ...]`` or a sequence. If all are vectors ``[B, D]``, each is a sample
                 of one token.
             mask: ``[B, L]``, true at valid tokens (padded only; None if all are).
             offsets: ``LongTensor [B + 1]`` (packed only).
-            frames: ``LongTensor [B + 1]``, bounds of each clip's frames, for a tower of frames;
-                for the "mean" also ``[B, F]`` (bool), true where a frame is the clip's (trace
-                this one: it has no size that depends on another); None if every frame is a clip.
+            frames: ``LongTensor [B + 1]``, bounds of each video's frames, for a tower of frames;
+                for the "mean" also ``[B, F]`` (bool), true where a frame is the video's (trace
+                this one: it has no size that depends on another); None if every frame is a video.
 
         Raises:
             ValueError: if shapes do not fit the options or each other.
@@ -309,7 +309,7 @@ class TwoTowers(SideModel):
 
     Args:
         text: tower of the texts.
-        media: tower of the images or clips; of the same embedding width.
+        media: tower of the images or videos; of the same embedding width.
         logit_scale: factor of the cosines in a contrastive loss, the inverse of its temperature.
         learn_scale: train the factor (its logarithm, kept at 100 or less) instead of keeping it.
 
@@ -423,7 +423,7 @@ def to_tokens(anchor: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, list[T
 def as_sequences(
     anchor: Tensor, targets: Sequence[Tensor], frames: Tensor
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Pack the tokens of each clip's frames, all in a row.
+    """Pack the tokens of each video's frames, all in a row.
 
     Args:
         anchor: frames ``[F, D]``, ``[F, P, D]`` or ``[F, C, H, W]``.
@@ -431,7 +431,7 @@ def as_sequences(
         frames: ``LongTensor [B + 1]``.
 
     Returns:
-        ``[T, D]``, N of ``[T, D_i]`` and the offsets ``[B + 1]`` of the clips' tokens.
+        ``[T, D]``, N of ``[T, D_i]`` and the offsets ``[B + 1]`` of the videos' tokens.
     """
     if anchor.dim() == 4:
         anchor, targets = to_tokens(anchor, targets)
@@ -453,7 +453,7 @@ def last_position(states: Tensor, mask: Tensor | None, offsets: Tensor | None) -
 
 
 def frame_shares(frames: Tensor, count: int) -> Tensor:
-    """Return what each of `count` frames contributes to each clip's mean, ``[B, F]``."""
+    """Return what each of `count` frames contributes to each video's mean, ``[B, F]``."""
     if frames.dim() == 2:
         return frames / frames.sum(1, keepdim=True)
     steps = torch.arange(count, device=frames.device)

@@ -30,7 +30,7 @@ def block_rows(
     """Return the rows of a block on each ragged axis.
 
     Frames are given as many rows as the widest tap of the axis allows in a chunk of `CHUNK_TARGET`
-    bytes, rounded so that clips of the longest length fill blocks without a rest: down to a
+    bytes, rounded so that videos of the longest length fill blocks without a rest: down to a
     multiple of that length, or to an equal part of it where it exceeds a block.
 
     Args:
@@ -84,7 +84,7 @@ def shard_blocks(
 ) -> int:
     """Return the blocks of a shard: 16 of tokens; otherwise at most 16, in `SHARD_TARGET` bytes.
 
-    Where the longest clip takes several blocks the number is a multiple of those, since no clip
+    Where the longest video takes several blocks the number is a multiple of those, since no video
     straddles a shard.
     """
     if all(stack.row_name == "token" for stack in stacks):

@@ -1,4 +1,4 @@
-"""The size of every channel, measured before an int8 cache is begun and kept with it.
+"""The size of every channel, measured before an int8 cache is started and kept with it.
 
 Samples are permuted before they are packed, so the first ones of the first shard are a random
 choice. Cost: a forward pass (or a read) over about `ROWS` tokens, patches or cells.

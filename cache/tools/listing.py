@@ -134,7 +134,7 @@ def describe(path: Path) -> CacheEntry:
     except CacheNotFound as error:
         begun = state == "unfinished"
         state = "unfinished" if begun else "damaged"
-        problem = "only begun: killed before its metadata were written" if begun else str(error)
+        problem = "only started: killed before its metadata were written" if begun else str(error)
     except CacheVersionError as error:
         state, problem = "other version", str(error)
     except (CacheError, OSError) as error:

@@ -1,6 +1,6 @@
-"""Pictures and moving clips with captions that ordinary packages carry: the fluent emoji (MIT).
+"""Images and videos with captions that ordinary packages carry: the fluent emoji (MIT).
 
-1,394 pictures of 256 x 256 pixels (16 MB) and 680 clips of about three seconds (730 MB of
+1,394 images of 256 x 256 pixels (16 MB) and 680 videos of about three seconds (730 MB of
 downloads), each with one caption: its name and tags. Flags are left out: a flag's name is no
 description. `concept` groups what differs by gender or hour only, so that a split can keep it
 together. Neither a hub nor an account is needed; npm fetches the packages.
@@ -60,12 +60,12 @@ _PEOPLE = r"(man|woman|person|men|women|people)"
 
 
 def emoji_pictures(folder: Path) -> Path:
-    """Return the folder of the pictures and their `captions.jsonl`, fetched if not there yet."""
+    """Return the folder of the images and their `captions.jsonl`, fetched if not there yet."""
     return _captioned(folder, "emoji", (PICTURES,), lambda _: True)
 
 
 def emoji_clips(folder: Path) -> Path:
-    """Return the folder of the moving clips and their captions, fetched if not there yet."""
+    """Return the folder of the videos and their captions, fetched if not there yet."""
     return _captioned(folder, "emoji-clips", CLIPS, _moves)
 
 

@@ -117,7 +117,7 @@ def retrieval_demo(config: RetrievalDemoConfig, *, echo: Echo) -> dict[str, Any]
         sheets = _search(model, data.train.parent, out, config.device, echo)
     pictures = report(training.out)
     echo(f"\nwhole demo  {duration(time.perf_counter() - began)}")
-    echo(f"pictures    {', '.join(map(str, (*sheets, *pictures)))}")
+    echo(f"images      {', '.join(map(str, (*sheets, *pictures)))}")
     echo(f"model       {model}")
     return {"sheets": sheets, "pictures": pictures, "model": model}
 

@@ -63,7 +63,7 @@ def tweets(folder: Path) -> DataConfig:
 
 
 def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
-    """Run the whole way, telling each stage as it goes; return the paths of picture and model."""
+    """Run the whole way, telling each stage as it goes; return the paths of images and model."""
     began = time.perf_counter()
     out = config.out
     with stage(echo, "1 of 7  fetch MiniLM and the rated tweets"):
@@ -89,7 +89,7 @@ def demo(config: DemoConfig, *, echo: Echo) -> dict[str, Any]:
     echo("\nTest split, 95 % bootstrap intervals:\n")
     echo(render_table(rows))
     echo(f"\nwhole demo  {duration(time.perf_counter() - began)}")
-    echo(f"pictures    {', '.join(map(str, pictures))}")
+    echo(f"images      {', '.join(map(str, pictures))}")
     echo(f"model       {model}")
     return {"pictures": pictures, "model": model}
 

@@ -157,7 +157,7 @@ class ShardJob:
         """Compute a shard and write its files; return the ledger line that makes them count.
 
         Raises:
-            OtherBackbone: the weights or the arithmetic here are not those the cache was begun for.
+            OtherBackbone: the weights or the arithmetic here are not those of the existing cache.
             InputFailed, ActivationOverflow, CacheFull: as in `extract`.
         """
         with self._buffers:
@@ -198,7 +198,7 @@ class ShardJob:
         backbone = self.load()
         check_frozen(backbone.model, backbone.tap_modules)
         here = self.table.fingerprint(backbone, self.layout.geometry.types)
-        differences = self.layout.fingerprint.diff(here, ("begun with", "this worker"))
+        differences = self.layout.fingerprint.diff(here, ("existing cache", "this worker"))
         if differences:
             raise OtherBackbone(
                 "a worker computes something else than the process that began the cache:\n  "

@@ -1,4 +1,4 @@
-"""What a plan says: the numbers of an extraction that has not begun, as values and as text."""
+"""What a plan says: the numbers of an extraction before it starts, as values and as text."""
 
 from typing import Any
 

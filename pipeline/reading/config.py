@@ -89,7 +89,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {"coco": {"folds": 5}, "msvd": {"m2t_over
 
 
 class CaptionData(DataConfig):
-    """Which pictures or clips and captions, where they are, how they are split and ranked."""
+    """Which images or videos and captions, where they are, how they are split and ranked."""
 
     task: Literal["retrieval", "flickr30k", "coco", "msrvtt", "msvd"] = "retrieval"
     """Any captions file (retrieval), or the layout and protocol of a published data set."""
@@ -100,7 +100,7 @@ class CaptionData(DataConfig):
     test: Path | None = None
     """Test file; if absent, it comes from the folder or is split off the training rows."""
     media: Path | None = None
-    """Folder of the pictures or clips; the default is the folder of the captions file."""
+    """Folder of the images or videos; the default is the folder of the captions file."""
     media_column: Column | None = None
     """Column of the file, by name or 0-based position: a path within `media`, or its stem. The
     default is the first known name: media image video file_name video_id ..."""
@@ -112,9 +112,9 @@ class CaptionData(DataConfig):
     folds: int = 1
     """Equal runs of the test items whose metrics are averaged besides those of all (coco: 5)."""
     m2t_over: Literal["captions", "items"] = "captions"
-    """What a picture or clip ranks: every caption, or each item by its best caption (msvd)."""
+    """What an image or video ranks: every caption, or each item by its best caption (msvd)."""
     bad_media: Literal["error", "skip"] = "error"
-    """What to do with pictures and clips that cannot be decoded."""
+    """What to do with images and videos that cannot be decoded."""
 
     @property
     def skips_missing(self) -> bool:

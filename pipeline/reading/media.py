@@ -23,16 +23,16 @@ VIDEOS = (
     ".ogv", ".3gp",
 )  # fmt: skip
 SUFFIXES = frozenset(IMAGES + VIDEOS)
-"""What counts as a picture or clip where a folder is listed; a name given in full may be any."""
+"""What counts as an image or video where a folder is listed; a name given in full may be any."""
 
 
 class MediaFolder:
-    """The pictures or clips below `root`."""
+    """The images or videos below `root`."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise DataError(
-                f"there is no media folder {root}; give the folder of the pictures or clips with "
+                f"there is no media folder {root}; give the folder of the images or videos with "
                 "`media`"
             )
         self.root = root
@@ -68,7 +68,7 @@ class MediaFolder:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """Every picture and clip below the folder, as paths within it, sorted."""
+        """Every image and video below the folder, as paths within it, sorted."""
         found = []
         for folder, folders, names in os.walk(self.root):
             folders[:] = [name for name in folders if not name.startswith(".")]

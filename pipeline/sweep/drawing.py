@@ -133,7 +133,7 @@ def axes(
 
 
 def svg(content: str, *, label: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    """Return a picture that grows with its place; `label` is what a reader of screens says."""
+    """Return an image that grows with its place; `label` is what a reader of screens says."""
     box = f"0 0 {width:.0f} {height:.0f}"
     return tag("svg", content, viewBox=box, role="img", aria_label=label)
 

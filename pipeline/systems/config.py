@@ -36,13 +36,13 @@ class LoopConfig(Config):
     beta2: float = Field(default=0.999, gt=0, lt=1)
     """Decay of AdamW's second moment, per step."""
     schedule: Schedule = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from 0."""
     step_at: float = Field(default=0.6, ge=0, le=1)
     """With schedule step: share of all steps after which the rate falls to a tenth."""
     clip: float = Field(default=1.0, ge=0)
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest norm of the gradient; 0 leaves it as it is."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; bfloat16 uses autocast, weights stay float32."""
     ema: float = Field(default=0.0, ge=0, lt=1)

@@ -10,7 +10,7 @@ from pipeline.inputs import FACTS
 from pipeline.selection import select_names
 
 Layout = Literal["tokens", "grid", "map", "vector"]
-"""What one text, picture or frame is in a tap: ragged tokens, patches, channels x cells, one."""
+"""What one text, image or frame is in a tap: ragged tokens, patches, channels x cells, one."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TowerTaps:
 
     @property
     def clips(self) -> bool:
-        """Whether a sample is a clip of frames."""
+        """Whether a sample is a video of frames."""
         return self.anchor.kind == "frames"
 
     @property
@@ -74,7 +74,7 @@ class TowerTaps:
 
 
 def layout(tap: TapSpec) -> Layout:
-    """Return what one text, picture or frame is in a tap."""
+    """Return what one text, image or frame is in a tap."""
     if tap.kind != "frames":
         return tap.kind
     kinds: dict[int, Layout] = {1: "vector", 2: "grid", 3: "map"}

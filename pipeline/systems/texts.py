@@ -21,8 +21,8 @@ from unipt import Outputs, SideClassifier, SideModel, SideTower, States
 Preset = Literal["text", "vse_text", "clip_vil"]
 """Presets of `unipt` that take the states of one text encoder."""
 NOT_SCORED = (
-    "cannot be searched: trials are scored without their memory, which is fitted once they are "
-    "trained"
+    "cannot be searched: trials are scored without their kernel regression, which is fitted "
+    "once they are trained"
 )
 
 
@@ -68,11 +68,12 @@ class TextTrainConfig(TrainConfig):
     """Training rows that a kernel regression keeps, whose outputs are added to the trained side
     network's; 0 for none."""
     memory_weight: float | None = Field(default=None, ge=0)
-    """Weight of the memory's outputs, the network's having 1; by default dev's loss decides."""
+    """Weight of the kernel regression's outputs, the network's having 1; by default dev's loss
+    decides."""
     memory_sharpness: float = Field(default=0.25, gt=0)
-    """Inverse square of the width of the memory's kernel, in units of a feature's deviation."""
+    """Inverse square of the kernel's width, in units of a feature's deviation."""
     memory_penalty: float = Field(default=0.1, gt=0)
-    """Weight of the memory's ridge penalty; larger is smoother."""
+    """Weight of the kernel regression's ridge penalty; larger is smoother."""
 
     @property
     def towers(self) -> dict[str, TowerOptions]:
@@ -82,15 +83,15 @@ class TextTrainConfig(TrainConfig):
         return dict.fromkeys(names, own)
 
     def contradictions(self) -> list[str]:
-        """Return what of the task, the memory and the splits does not go together."""
+        """Return what of the task, the kernel regression and the splits does not go together."""
         problems = super().contradictions()
         smooths = self.label_smoothing or self.class_weights != "none"
         if self.data.scored and smooths:
             problems.append("label_smoothing and class_weights are options of classification")
         if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
             problems.append(
-                "fit_on_dev leaves no dev split to weigh the memory by; give memory_weight, for "
-                "example what run.json says of a run that had one"
+                "fit_on_dev leaves no dev split to weigh the kernel regression by; give "
+                "memory_weight, for example what run.json says of a run that had one"
             )
         return problems
 

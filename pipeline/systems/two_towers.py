@@ -116,11 +116,11 @@ class TwoTowersTrainConfig(TrainConfig):
     recipe: Recipe = "default"
     """Defaults of all other options: default for small data, or a published system's."""
     data: CaptionData
-    """The pictures or clips and their captions."""
+    """The images or videos and their captions."""
     text_cache: Place
     """Folder or URL of the cache that holds the captions' activations."""
     media_cache: Place
-    """Folder or URL of the cache that holds the pictures' or clips' activations."""
+    """Folder or URL of the cache that holds the images' or videos' activations."""
     text_taps: tuple[str, ...] | None = None
     """Glob patterns of the text taps, the last tap being the anchor; all by default. A single tap
     is anchor and target both: the same side network, given one layer."""
@@ -148,32 +148,32 @@ class TwoTowersTrainConfig(TrainConfig):
     text_pooling: Pooling = "mean"
     """How the features of a text's tokens become one vector."""
     media_pooling: Pooling = "mean"
-    """How the features of a picture's (or frame's) patches or cells become one vector."""
+    """How the features of an image's (or frame's) patches or cells become one vector."""
     media_side: Literal["auto", "tokens"] = "auto"
     """Side network of feature maps: the ConvNet variant (auto), or the one for tokens over the
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
-    """Clips: the mean of the frames' embeddings, or one sequence of all their tokens."""
+    """Videos: the mean of the frames' embeddings, or one sequence of all their tokens."""
     text_base: Literal["none", "anchor"] = "anchor"
-    """anchor: a text's embedding is the mean of its anchor's tokens, centred and partly whitened,
-    plus the side network's vector, and as wide as the anchor: right for sentence encoders and
-    little data. Beside a projected anchor, and with another embed_width, there is none."""
+    """With "anchor" a text's embedding is the whitened mean of the last tap's tokens plus the side
+    network's vector, and as wide as that tap: right for sentence encoders and little data. Beside a
+    projected last tap, and with another embed_width, there is none."""
     text_side_weight: float = Field(default=0.05, ge=0)
     """Length of the side network's vector that is added to a text's base."""
     text_whitening: float = Field(default=0.25, ge=0, le=1)
-    """How far the text base is whitened: 0 leaves it as it is, 1 makes all directions equal."""
+    """How far a text's mean is whitened: 0 leaves it as it is, 1 makes all directions equal."""
     media_base: Literal["none", "memory"] = "memory"
-    """memory: a picture's or clip's embedding is a kernel regression from all its layers to the
-    text base, remembered as training rows, plus the side network's vector. Without a text base
+    """With "memory" an image's or video's embedding is a kernel regression from all its layers to
+    the text base, whose keys are training rows, plus the side network's vector. Without a text base
     there is none."""
     media_side_weight: float = Field(default=0.5, ge=0)
-    """Length of the side network's vector that is added to the memory's."""
+    """Length of the side network's vector that is added to the kernel regression's."""
     memory_keys: int = Field(default=2048, ge=1)
-    """Training items that the memory keeps, at most."""
+    """Training items that the kernel regression keeps as keys, at most."""
     memory_sharpness: float = Field(default=1.0, gt=0)
-    """Inverse square of the width of the memory's kernel, in units of a feature's deviation."""
+    """Inverse square of the kernel's width, in units of a feature's deviation."""
     memory_penalty: float = Field(default=0.5, gt=0)
-    """Weight of the memory's ridge penalty; larger is smoother."""
+    """Weight of the kernel regression's ridge penalty; larger is smoother."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
     text_options: Options = Field(default_factory=dict)
@@ -204,7 +204,7 @@ class TwoTowersTrainConfig(TrainConfig):
     text_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each text token to be dropped in a training step."""
     media_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a grid's patches, or of a clip's frames of vectors, dropped in a training step."""
+    """Share of a grid's patches, or of a video's frames of vectors, dropped in a training step."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of the pooled vector, as a probability."""
 
@@ -215,7 +215,7 @@ class TwoTowersTrainConfig(TrainConfig):
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW, per step."""
     schedule: Schedule = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     ema: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the averaged weights per step, which are then the ones kept; 0 keeps none."""
 

@@ -1,6 +1,6 @@
 """Ranks of a retrieval, R@1/5/10, Rsum and folds.
 
-m captions, n items (pictures or clips), E width. Text to media: each caption ranks all items. Media
+m captions, n items (images or videos), E width. Text to media: each caption ranks all items. Media
 to text: each item ranks all captions and its best own caption counts (VSE-infinity), or ranks the
 items, each by its best caption (CLIP4Clip on MSVD). Ranks are 0-based; mean and median are 1-based.
 
@@ -61,7 +61,7 @@ def rank_all(
 
     Args:
         text: embeddings of the captions, [m, E], any floating type.
-        media: embeddings of the pictures or clips, [n, E], on the same device.
+        media: embeddings of the images or videos, [n, E], on the same device.
         item_of: the item that each caption belongs to, [m]; every item has one at least.
         m2t_over: what an item ranks: "captions", its best own one counting and its other own ones
             not standing before it, or "items", each by its best caption.

@@ -13,6 +13,7 @@ from tiny import save_tiny
 from transformers import ViTConfig, ViTModel
 
 import cli
+from pipeline.systems import tasks
 
 ROOT = Path(cli.__file__).parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -55,7 +56,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.fixture
 def reviews(tmp_path, monkeypatch):
-    """A working folder as the README assumes it: models, reviews, captioned pictures."""
+    """A working folder as the README assumes it: models, reviews, captioned images."""
     save_tiny("bert", tmp_path / "MODEL")
     nouns = ["cat", "dog", "mat", "tree", "film"]
     rows = [
@@ -65,13 +66,13 @@ def reviews(tmp_path, monkeypatch):
         for word in ("good", "bad")
     ]
     (tmp_path / "reviews.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
-    save_pictures(tmp_path)
+    save_images(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def save_pictures(folder):
-    """Write IMAGE-MODEL, captions.jsonl with its pictures, and the pictures of holidays."""
+def save_images(folder):
+    """Write IMAGE-MODEL, captions.jsonl with its images, and the images of holidays."""
     config = ViTConfig(
         image_size=16,
         patch_size=8,
@@ -86,9 +87,9 @@ def save_pictures(folder):
     (folder / "holidays").mkdir()
     lines = []
     for number in range(24):
-        picture = Image.new("RGB", (20, 16), (10 * number, 255 - 10 * number, 7 * number))
-        picture.save(folder / f"{number}.png")
-        picture.save(folder / "holidays" / f"{number}.jpg")
+        image = Image.new("RGB", (20, 16), (10 * number, 255 - 10 * number, 7 * number))
+        image.save(folder / f"{number}.png")
+        image.save(folder / "holidays" / f"{number}.jpg")
         caption = " ".join(("cat", "dog", "mat", "tree")[number // 4**k % 4] for k in range(3))
         lines.append(json.dumps({"image": f"{number}.png", "caption": caption}))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
@@ -106,7 +107,31 @@ def test_the_readme_runs_from_top_to_bottom(reviews):
 
 
 def test_the_readme_python_runs(reviews, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    whole = next(block for block in blocks if "extract(" in block)
-    exec(compile(whole, "README.md", "exec"), {})  # the page's own code
+    run_python("README.md", "extract(")
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_plain_values_become_the_right_classes_as_the_page_says(reviews):
+    names = run_python("docs/tasks.md", "train_config(")
+    assert names["dataset"].config == names["training"].data == names["data"]
+
+
+def run_python(page, part):
+    """Run the first block of a page that holds `part`; return its names."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    whole = next(block for block in blocks if part in block)
+    names = {}
+    exec(compile(whole, page, "exec"), names)  # the page's own code
+    return names
+
+
+def test_every_task_is_documented():
+    page = (ROOT / "docs/tasks.md").read_text()
+    assert not [name for name in tasks() if f"`{name}`" not in page]
+
+
+def test_the_files_and_folders_that_pages_name_are_there():
+    found = r"`((?!\S*NAME)(?:pipeline|tests|unipt|cache|docs|benchmarks)/[\w./-]*)`"
+    for page in PAGES:
+        for name in re.findall(found, page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"

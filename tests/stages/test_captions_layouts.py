@@ -292,7 +292,7 @@ def test_a_malicious_pickle_does_nothing(msvd: Path) -> None:
         (b"", "is refused"),
         (b"no pickle", "is refused"),
         (pickle.dumps({"a": "b"})[:-4], "is refused"),
-        (pickle.dumps({1, 2}), "must hold a dict of clip -> captions, not set"),
+        (pickle.dumps({1, 2}), "must hold a dict of video -> captions, not set"),
         (pickle.dumps(np.arange(2)), "is refused: it asks for numpy"),
         (b"\x80\x02U\x03xPid0\n.", "is refused"),
         (b"Pid0\n.", "is refused: it asks for the persistent object"),

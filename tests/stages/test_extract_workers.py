@@ -128,7 +128,7 @@ def test_a_killed_coordinator_is_resumed(cluster, folder, alone, tmp_path) -> No
 
 def test_a_worker_with_other_weights_is_refused(cluster, folder, tmp_path) -> None:
     other = save_tiny("bert", tmp_path / "other", seed=1)
-    with pytest.raises(OtherBackbone, match=r"weights\.sha256: begun with .*this worker"):
+    with pytest.raises(OtherBackbone, match=r"weights\.sha256: existing cache .*this worker"):
         by(cluster, folder, tmp_path / "c", load=partial(load_backbone, str(other)))
 
 

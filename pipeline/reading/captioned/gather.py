@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 
 class MediaItem(NamedTuple):
-    """A picture or clip: its identifier, unique in its split, and its file."""
+    """An image or video: its identifier, unique in its split, and its file."""
 
     id: str
     path: Path
@@ -34,7 +34,7 @@ class Caption(NamedTuple):
 
 @dataclass
 class Gathered:
-    """A picture or clip with its captions and the group it must stay with."""
+    """An image or video with its captions and the group it must stay with."""
 
     item: MediaItem
     group: str

@@ -1,6 +1,6 @@
 """Karpathy's JSON of Flickr30K and COCO: {"images": [{filename, split, sentences: [{raw}]}]}.
 
-COCO's split "restval" is training data. A picture is called by its path, `filepath/filename`.
+COCO's split "restval" is training data. An image is called by its path, `filepath/filename`.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """MSR-VTT, split 1k-A: `MSRVTT_train.9k.csv`, `MSRVTT_data.json`, `MSRVTT_JSFUSION_test.csv`.
 
-9,000 clips with every sentence for training, 1,000 clips with one sentence each for testing; clips
+9,000 videos with every sentence for training, 1,000 with one sentence each for testing; videos
 are `{video_id}.mp4`. A list of identifiers takes its sentences from `MSRVTT_data.json`; a file with
 a `sentence` column has its own.
 """
@@ -31,7 +31,7 @@ def read_msrvtt(folder: Path, config: CaptionData) -> Readings:
 
 
 def read_clip_list(path: Path, config: CaptionData) -> Reading:
-    """Read a file of clips, with the sentences in it or in `MSRVTT_data.json` beside it.
+    """Read a file of videos, with the sentences in it or in `MSRVTT_data.json` beside it.
 
     Raises:
         DataError: a file is missing or lacks a field.

@@ -1,4 +1,4 @@
-"""MSVD: `{train,val,test}_list.txt` with a clip's name a line, and `raw-captions.pkl`.
+"""MSVD: `{train,val,test}_list.txt` with a video's name a line, and `raw-captions.pkl`.
 
 The pickle {name: [[token, ...], ...]} is read by an unpickler that builds containers, texts, bytes
 and numbers and nothing else, so that a file from a stranger cannot run code.
@@ -58,7 +58,7 @@ def read_msvd(folder: Path, config: CaptionData) -> Readings:
     captions = plain_unpickle(folder / CAPTIONS)
     if not isinstance(captions, dict):
         raise DataError(
-            f"{folder / CAPTIONS} must hold a dict of clip -> captions, not "
+            f"{folder / CAPTIONS} must hold a dict of video -> captions, not "
             f"{type(captions).__name__}"
         )
     named = {_plain(name): sentences for name, sentences in captions.items()}

@@ -24,7 +24,7 @@ def find_precomp(folder: Path) -> Path | None:
 
 
 def media_root(folder: Path) -> Path:
-    """Return the folder that the mapping lies in; the pictures are looked for below it.
+    """Return the folder that the mapping lies in; the images are looked for below it.
 
     Raises:
         DataError: there is no mapping.
@@ -34,7 +34,7 @@ def media_root(folder: Path) -> Path:
             return each
     raise DataError(
         f"there is no {MAPPING} in {folder} or the folder above it: it maps each identifier to a "
-        "picture's path within `media`"
+        "image's path within `media`"
     )
 
 

@@ -7,10 +7,10 @@ from pipeline.reading.problems import Problems
 
 
 class CaptionRow(NamedTuple):
-    """One caption of one picture or clip, unchecked."""
+    """One caption of one image or video, unchecked."""
 
     item: str
-    """Identifier of the picture or clip."""
+    """Identifier of the image or video."""
     file: str
     """Its path within the media folder, or its name without folder or suffix."""
     caption: Any
