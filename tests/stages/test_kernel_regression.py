@@ -97,7 +97,7 @@ def test_without_dev_its_weight_must_be_given(tmp_path: Path) -> None:
         for name, given in (("one", {"kernel_weight": 1.0}), ("two", {"kernel_weight": 2.0}))
     ]
     one, two = (classifier(run).state_dict() for run in runs)
-    assert torch.equal(2 * one.pop("memory.values"), two.pop("memory.values"))
+    assert torch.equal(2 * one.pop("kernel.values"), two.pop("kernel.values"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
