@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
-"""Where `save` puts what a run measured; committed with hardware and date."""
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "results"))
+"""Where `report` puts what a run measured: committed with hardware and date, or the folder that the
+environment variable BENCHMARK_RESULTS names."""
 
 
 def machine() -> dict[str, Any]:
@@ -82,7 +83,7 @@ def report(name: str, figures: dict[str, Any], lines: list[str]) -> None:
         f"{about['memory_gb']} GB, GPU: {about['gpu'] or 'none'}; {versions}"
     )
     print("\n".join(lines), flush=True)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     target = RESULTS / f"{name}.json"
     target.write_text(json.dumps({"machine": about, **figures}, indent=1) + "\n")
 

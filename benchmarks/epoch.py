@@ -10,7 +10,7 @@ losses of both are compared, so that the two epochs are known to do the same wor
 
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -20,20 +20,14 @@ from torch import Tensor, nn
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.sentences import movie_sentences, random_bert
-from cache import Cache, Loader
+from benchmarks.side import TOWER, states_of, token_classifier
+from cache import Cache, Loader, Source, TapSpec
 from pipeline.backbones import TextBackbone, load_backbone
 from pipeline.backbones.encoding import EncodedTexts
 from pipeline.extract import extract_inputs
-from unipt import SideClassifier, SideNetworkConfig, TapRecorder
+from unipt import SideClassifier, States, TapRecorder
 
-
-def classifier(taps: int, width: int, side_width: int, device: torch.device) -> SideClassifier:
-    """Build the side network of both epochs, the same weights each time."""
-    torch.manual_seed(0)
-    side = SideNetworkConfig(
-        widths=(width,) * (taps - 1), anchor_width=width, side_width=side_width, out_width=width
-    )
-    return SideClassifier(side=side, num_outputs=2, dropout=0.0).to(device)
+AXIS = "tokens"
 
 
 def step(net: SideClassifier, optimizer: torch.optim.Optimizer, logits: Tensor, y: Tensor) -> float:
@@ -59,19 +53,21 @@ def official_epoch(
         batch = backbone.prepare(encoded.select(samples))
         with torch.no_grad(), TapRecorder(backbone.model, backbone.tap_modules) as recorder:
             backbone.model(**batch)
-            states = torch.stack([recorder.states[tap] for tap in backbone.tap_modules])
-        logits = net(states.float(), mask=batch["attention_mask"].bool()).logits
+            states = {tap: recorder.states[tap].float() for tap in backbone.tap_modules}
+        given = States(states, masks={AXIS: batch["attention_mask"].bool()})
+        logits = net({TOWER: given}).values["logits"]
         losses.append(step(net, optimizer, logits, labels[torch.from_numpy(samples)]))
     return losses
 
 
-def cached_epoch(loader: Loader, net: SideClassifier, labels: Tensor) -> list[float]:
+def cached_epoch(
+    loader: Loader, taps: Sequence[TapSpec], net: SideClassifier, labels: Tensor
+) -> list[float]:
     """Read the states at every step; return the losses."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     losses = []
     for batch in loader.epoch(0):
-        values = batch.values.to(labels.device, non_blocking=True)
-        logits = net(values, offsets=batch.offsets.to(labels.device)).logits
+        logits = net({TOWER: states_of(batch, taps, labels.device)}).values["logits"]
         losses.append(step(net, optimizer, logits, labels[batch.index]))
     return losses
 
@@ -93,20 +89,20 @@ def main(samples: int, batch_size: int, side_width: int, repeats: int, device: s
         extraction = extract_inputs(backbone, rows, Path(folder) / "cache", store_dtype="float16")
         cache = Cache.open(Path(folder) / "cache")
         found = cache.find(np.stack([np.frombuffer(x.key(), np.uint8) for x in inputs]))
-        loader = Loader(cache, found, taps=None, batch_size=batch_size, seed=0, tier="host")
+        source = Source(cache=cache, samples=found)
+        loader = Loader({TOWER: source}, batch_size=batch_size, seed=0, tier="host")
         labels = torch.arange(samples, device=backbone.device) % 2
         encoded = backbone.encode(inputs)
-        batches = [batch.index.numpy() for batch in loader.epoch(0)]
-        width, taps = backbone.taps[0].shape[0], len(backbone.taps)
+        batches = loader.batches(0)
         losses: dict[str, list[float]] = {}
 
         def official() -> None:
-            net = classifier(taps, width, side_width, backbone.device)
+            net = token_classifier(cache.taps, side_width, backbone.device)
             losses["official"] = official_epoch(backbone, encoded, batches, net, labels)
 
         def cached() -> None:
-            net = classifier(taps, width, side_width, backbone.device)
-            losses["cached"] = cached_epoch(loader, net, labels)
+            net = token_classifier(cache.taps, side_width, backbone.device)
+            losses["cached"] = cached_epoch(loader, cache.taps, net, labels)
 
         seconds = interleaved({"official": official, "cached": cached}, repeats=repeats)
     ratio = paired_ratio(seconds["official"], seconds["cached"])

@@ -38,20 +38,22 @@ from benchmarks.weights import distilbert, mpnet
 from cache import Cache
 from cache.format.spec import StorageType
 from pipeline.backbones.quiet import quiet_transformers
-from pipeline.data import DataConfig, load_dataset
+from pipeline.data import DataConfig
 from pipeline.demo.assets import empty_folder, minilm
 from pipeline.demo.run import tweets
 from pipeline.export import ExportConfig, export
 from pipeline.extract import ExtractConfig, extract
 from pipeline.fused import parity
-from pipeline.fused.artefacts import eager_runner
-from pipeline.fused.build import model_inputs
 from pipeline.fused.loading import load_fused
-from pipeline.fused.replay import cached_logits
 from pipeline.inputs import KEY_BYTES, TextInput
 from pipeline.run import Run
-from pipeline.train import TrainConfig, train
-from unipt import SideClassifier
+from pipeline.systems import data_config, load_dataset, train_config
+from pipeline.systems.inference import infer
+from pipeline.systems.taps import select
+from pipeline.train import train
+from unipt import SideModel, States
+
+TOWER = "text"
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[StorageType, ...]]] = {
     "minilm": (minilm, ("float16", "bfloat16", "float32")),
@@ -96,15 +98,16 @@ class Live:
             self._kept[key] = torch.stack(found)
         return self._kept[key]
 
-    def runner(
-        self, classifier: SideClassifier, dtype: torch.dtype
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return the classifier on live, padded states that are rounded to `dtype`."""
+    def runner(self, model: SideModel, cache: Cache, dtype: torch.dtype) -> parity.Runner:
+        """Return the side model on live, padded states that are rounded to `dtype`."""
+        names, axis = [tap.name for tap in cache.taps], cache.taps[0].axis
 
         @torch.inference_mode()
         def run(inputs: Mapping[str, Tensor]) -> Tensor:
             states = self.states(inputs).to(dtype).float()
-            logits: Tensor = classifier(states, mask=inputs["attention_mask"].bool()).logits
+            masks = {axis: inputs["attention_mask"].bool()}
+            given = States(dict(zip(names, states, strict=True)), masks=masks)
+            logits: Tensor = model({TOWER: given}).values["logits"]
             return logits
 
         return run
@@ -112,7 +115,7 @@ class Live:
 
 def write_tweets(count: int, target: Path) -> list[str]:
     """Write `count` labelled tweets to `target`; return their distinct texts."""
-    examples = load_dataset(tweets(WORK)).examples("train")[:count]
+    examples = load_dataset(tweets(WORK)).split("train").examples[:count]
     lines = [json.dumps({"text": e.inputs[0].text, "label": e.target}) for e in examples]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return list(dict.fromkeys(example.inputs[0].text for example in examples))
@@ -146,28 +149,46 @@ def compare_logits(
     cache: Cache, samples: Sequence[int], texts: Sequence[str], live: Live, work: Path
 ) -> list[tuple[str, parity.ParityReport]]:
     """Compare the logits on cached states with live and exported ones; return named reports."""
-    classifier, names = Run.open(work / "trained").classifier(), [tap.name for tap in cache.taps]
-    wanted = cached_logits(cache, classifier, names, np.asarray(samples))
-    stored = str(cache.dtype).removeprefix("torch.")
-    fused, tokenizer = load_fused(work / "model")
+    model, stored = Run.open(work / "trained").model(), str(cache.dtype).removeprefix("torch.")
+    cached = infer(
+        model,
+        {TOWER: np.asarray(samples)},
+        {TOWER: cache},
+        {TOWER: select(cache, None, "taps")},
+        batch_size=parity.BATCH,
+        device=torch.device("cpu"),
+    )
+    fused = load_fused(work / "model")
 
     def encode_live(positions: Sequence[int], extra: int) -> dict[str, Tensor]:
         return live.encode([texts[i] for i in positions], extra)
 
     def encode_fused(positions: Sequence[int], extra: int) -> dict[str, Tensor]:
-        rows = [(TextInput(texts[i]),) for i in positions]
-        return model_inputs(tokenizer, rows, config, extra=extra)
+        found: dict[str, Tensor] = fused.inputs({TOWER: [texts[i] for i in positions]}, extra=extra)
+        return found
 
-    config: Any = fused.config
+    def run_fused(inputs: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = fused.run(**inputs).values["logits"]
+        return logits
+
+    def compared(
+        name: str, runner: parity.Runner, encode: parity.Encoder, types: Mapping[str, str]
+    ) -> tuple[str, parity.ParityReport]:
+        part = parity.Part(
+            runners={name: runner},
+            encode=encode,
+            reference=cached.values["logits"],
+            answers=lambda logits: logits.argmax(1),
+            types=types,
+        )
+        return name, parity.replay([part])
+
     rounded = {"stored": stored, "computed": "float32"}
-    ways = [
-        ("live", live.runner(classifier, cache.dtype), encode_live, rounded),
-        ("fused", eager_runner(lambda x: fused(**x).logits), encode_fused, rounded),
-        ("unrounded", live.runner(classifier, torch.float32), encode_live, {"states": stored}),
-    ]
+    exact = live.runner(model, cache, torch.float32)
     return [
-        (name, parity.replay([parity.logits_part({name: runner}, encode, wanted, types=types)]))
-        for name, runner, encode, types in ways
+        compared("live", live.runner(model, cache, cache.dtype), encode_live, rounded),
+        compared("fused", run_fused, encode_fused, rounded),
+        compared("unrounded", exact, encode_live, {"states": stored}),
     ]
 
 
@@ -180,7 +201,8 @@ def measure(
     extract(
         ExtractConfig(backbone=str(backbone), out=path, data=data, device="cpu", store_dtype=dtype)
     )
-    train(TrainConfig(data=data, cache=path, out=out, epochs=1, device="cpu"))
+    options = {"data": data, "cache": path, "out": out, "epochs": 1, "device": "cpu"}
+    train(train_config(options))
     export(ExportConfig(run=out, out=work / "model", samples=8))
     cache = Cache.open(path)
     keys = np.frombuffer(b"".join(TextInput(t).key() for t in texts), dtype=np.uint8)
@@ -231,7 +253,7 @@ def main(samples: int, families: tuple[str, ...]) -> None:
     """Compare cached, live and exported models; exit with 1 if a tolerance is exceeded."""
     folder = empty_folder(WORK / "equivalence")
     texts = write_tweets(samples, folder / "tweets.jsonl")
-    data = DataConfig(train=folder / "tweets.jsonl", label_names=("0", "1"))
+    data = data_config({"train": folder / "tweets.jsonl", "label_names": ("0", "1")})
     results: dict[str, dict[str, Any]] = {}
     table = [
         f"{'family':<12}{'stored':<10}{'compared':<11}{'batch':>6}{'max error':>11}"

@@ -17,13 +17,14 @@ import tempfile
 from pathlib import Path
 
 import click
-from pipeline.table import build_table
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.sentences import WORK, movie_sentences, random_bert
 from pipeline.backbones import load_backbone
 from pipeline.demo.assets import minilm
-from pipeline.extract import extract_inputs, shard_batches
+from pipeline.extract import extract_inputs
+from pipeline.extraction.fill import shard_batches
+from pipeline.extraction.table import build_table
 
 
 def throughput(model: Path, samples: int, repeats: int, device: str) -> dict[str, object]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import report
-from cache import Cache, CacheWriter, Fingerprint, Loader, TapSpec
+from cache import Cache, CacheWriter, Fingerprint, Loader, Source, TapSpec
 
 
 def peak_bytes() -> int:
@@ -70,11 +70,12 @@ def measure(path: Path) -> dict[str, float]:
     figures["open"] = time.perf_counter() - start
     figures["bytes"] = float(peak_bytes() - base)
     start = time.perf_counter()
-    loader = Loader(cache, np.arange(cache.n_samples), taps=None, batch_size=32, seed=0)
+    source = Source(cache=cache, samples=np.arange(cache.n_samples))
+    loader = Loader({"it": source}, batch_size=32, seed=0)
     epoch = loader.epoch(0)
     next(epoch)
     figures["first batch"] = time.perf_counter() - start
-    epoch.close()  # type: ignore[attr-defined]
+    epoch.close()
     start = time.perf_counter()
     if len(cache.row_ids) != cache.n_rows or (cache.find(cache.keys[:1000]) < 0).any():
         raise RuntimeError("the index is not what was written")

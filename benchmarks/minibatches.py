@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
-from cache import Cache, Loader
+from cache import Cache, Loader, Source
 from cache.format.spec import Ints
 
 BATCH = 32
@@ -71,14 +71,15 @@ class _ZarrReader:
 def loader_epochs(cache: Cache, samples: Ints, tier: str, *, by_zarr: bool = False) -> Epochs:
     """Return our loader; its blocks read by zarr-python if asked."""
     options: dict[str, Any] = {"tier": tier, "threads": 1 if by_zarr else None}
-    loader = Loader(cache, samples, taps=None, batch_size=BATCH, seed=0, **options)
-    (feed,) = loader.joint.feeds.values()
+    source = Source(cache=cache, samples=samples)
+    loader = Loader({"it": source}, batch_size=BATCH, seed=0, **options)
+    (feed,) = loader.feeds.values()
     (store,) = feed._stores
     if (store.capacity < cache.geometry.n_blocks) != (tier == "disk"):
         raise RuntimeError("so few samples are held in memory by the disk tier: take more")
     if by_zarr:  # zarr-python has threads of its own
         store._slabs[0].reader = _ZarrReader(cache)  # type: ignore[assignment]
-    return lambda number: (batch.values for batch in loader.epoch(number))
+    return lambda number: (batch.parts["it"].stacks[0] for batch in loader.epoch(number))
 
 
 def join(parts: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from benchmarks.generated import captions_file, clips, pictures
 from benchmarks.sentences import WORK, random_bert
 from pipeline.console import duration
 from pipeline.demo.assets import minilm
-from pipeline.plan import Plan, RetrievalPlanConfig, plan
+from pipeline.plan import Plan, PlanConfig, plan
 
 BUDGET = "200GB"
 GIVEN = 6
@@ -88,7 +88,7 @@ def price(
     values = {
         "backbone": names[setting.backbone],
         "out": folder / "cache",
-        "data": {"train": captions_file(media, setting.words, CAPTIONS)},
+        "data": {"task": "retrieval", "train": captions_file(media, setting.words, CAPTIONS)},
         "tower": setting.tower,
         "random_init": True,
         "assume": setting.count,
@@ -96,7 +96,7 @@ def price(
         "trial_seconds": seconds,
         **setting.options,
     }
-    return plan(RetrievalPlanConfig.build(values))
+    return plan(PlanConfig.build(values))
 
 
 def line(setting: Setting, priced: Plan, shown: int = 4) -> list[str]:

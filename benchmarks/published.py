@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.taps import TowerTaps
 from torch import Tensor
 
 from benchmarks.generated import captions_file, clips, pictures, random_clip, random_resnext
@@ -21,7 +19,10 @@ from benchmarks.sentences import random_bert
 from cache import Part
 from cache.format.spec import group_taps
 from pipeline.backbones import Backbone, Encoded
-from pipeline.extract import ExtractReport, RetrievalExtractConfig, extract
+from pipeline.extract import ExtractConfig, ExtractReport, extract
+from pipeline.systems import train_config
+from pipeline.systems.config import TrainConfig
+from pipeline.systems.taps import TowerTaps
 
 TOWERS = ("text", "media")
 FRACTIONS = (0.5, 0.25, 0.25)
@@ -52,18 +53,18 @@ class System:
     media: tuple[Path, ...]
     folder: Path
 
-    def extraction(self, tower: str, device: str = "auto") -> RetrievalExtractConfig:
+    def extraction(self, tower: str, device: str = "auto") -> ExtractConfig:
         """Return what extracts the text or the media tower."""
-        return RetrievalExtractConfig.build(self._extraction(tower, device))
+        return ExtractConfig.build(self._extraction(tower, device))
 
     def extract(self, device: str = "auto") -> dict[str, ExtractReport]:
         """Extract both towers."""
         return {tower: extract(self.extraction(tower, device)) for tower in TOWERS}
 
-    def training(self, **options: Any) -> RetrievalTrainConfig:
+    def training(self, **options: Any) -> TrainConfig:
         """Return the training from both caches, after the system's recipe but for `options`."""
         caches = {f"{tower}_cache": self.folder / tower for tower in TOWERS}
-        return RetrievalTrainConfig.build(
+        return train_config(
             {"recipe": self.recipe, "data": self.data, "out": self.folder / "run"}
             | caches
             | options
@@ -125,7 +126,7 @@ def _clip4clip(folder: Path, count: int) -> System:
 
 def _data(media: list[Path], words: tuple[float, float]) -> dict[str, Any]:
     file = captions_file(media, words, CAPTIONS * len(media))
-    return {"train": file, "fractions": FRACTIONS}
+    return {"task": "retrieval", "train": file, "fractions": FRACTIONS}
 
 
 def live_part(
@@ -146,7 +147,7 @@ def live_part(
         prepared: what `backbone.prepare(encoded)` returned, if that is done.
     """
     states = backbone.forward(encoded, dtype, prepared=prepared)
-    stacks = [torch.stack([states[t.name] for t in group.taps]) for group in group_taps(taps.taps)]
+    stacks = [torch.stack([states[t.name] for t in group.taps]) for group in group_taps(taps.read)]
     ends = torch.from_numpy(np.cumsum([0, *encoded.lengths]))
     return Part(
         states=states,

@@ -26,6 +26,7 @@ from pipeline.demo.run import tweets
 from pipeline.extract import ExtractConfig, extract
 from pipeline.probe import Layers, probe
 from pipeline.run import Run
+from pipeline.systems import data_config, train_config
 from pipeline.train import TrainConfig, train
 
 ASSETS = Path(".demo")
@@ -45,7 +46,7 @@ EARLY: dict[str, Any] = {
 
 NOISY = EARLY | {"noise": 1.0, "dropout": 0.5, "epochs": 10}
 WIDE = EARLY | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4}
-MEMORY = {"memory_keys": 8192}
+MEMORY = {"kernel_keys": 8192}
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -125,7 +126,7 @@ def data(cola: Path | None) -> dict[str, DataConfig]:
         tasks[name] = first.model_copy(update={"train": rated, "bad_rows": "drop"})
     if cola is not None:
         files = {"train": cola / "cola-train.tsv", "test": cola / "cola-dev.tsv"}
-        tasks["cola"] = DataConfig.build({"task": "cola", **files})
+        tasks["cola"] = data_config({"task": "cola", **files})
     return tasks
 
 
@@ -148,9 +149,7 @@ def trained(
     metric = ""
     for name, chosen in candidates.items():
         runs = [
-            finished(
-                TrainConfig.build({**shared, **chosen, "out": work / f"{name}-{s}", "seed": s})
-            )
+            finished(train_config({**shared, **chosen, "out": work / f"{name}-{s}", "seed": s}))
             for s in seeds
         ]
         metric = runs[0].info["task_metrics"][0]
@@ -191,11 +190,11 @@ def refitted(
     """Fit the chosen candidate on train and dev together, for all its epochs; return test."""
     data = shared["data"].model_copy(update={"fit_on_dev": True})
     changed = {**shared, **chosen, "data": data}
-    if "memory_keys" in chosen:  # counts as dev chose
-        before = [Run.open(work / f"{name}-{s}").info["memory_weight"] for s in seeds]
-        changed["memory_weight"] = statistics.mean(before)
+    if "kernel_keys" in chosen:  # counts as dev chose
+        before = [Run.open(work / f"{name}-{s}").info["kernel_weight"] for s in seeds]
+        changed["kernel_weight"] = statistics.mean(before)
     runs = [
-        finished(TrainConfig.build({**changed, "out": work / f"{name}-refit-{s}", "seed": s}))
+        finished(train_config({**changed, "out": work / f"{name}-refit-{s}", "seed": s}))
         for s in seeds
     ]
     values = [run.info["metrics"]["test"][run.info["task_metrics"][0]] for run in runs]
@@ -208,14 +207,14 @@ def probed(work: Path, shared: Mapping[str, Any], layers: Layers, metric: str) -
     def config(weights: str, *, fit_on_dev: bool) -> TrainConfig:
         data = shared["data"].model_copy(update={"fit_on_dev": fit_on_dev})
         out = work / f"probe-{weights}{'-refit' if fit_on_dev else ''}"
-        return TrainConfig.build({**shared, "data": data, "class_weights": weights, "out": out})
+        return train_config({**shared, "data": data, "class_weights": weights, "out": out})
 
     results = {name: probe(config(name, fit_on_dev=False), layers) for name in CLASS_WEIGHTS}
     best = max(results, key=lambda name: results[name].evaluations["dev"].metrics[metric].value)
     refit = probe(config(best, fit_on_dev=True), layers)
     return {
         "class_weights": best,
-        "strength": results[best].strength,
+        "chosen": results[best].chosen,
         "evaluations": results[best].to_dict()["evaluations"],
         "refit": refit.to_dict()["evaluations"],
     }

@@ -17,22 +17,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
-from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.fits import Fits
-from pipeline.retrieval.train import make_job
 from torch import Tensor
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.published import TOWERS, System, build_systems, live_part
 from cache import Batch
 from pipeline.backbones import Backbone, Encoded
-from pipeline.training.checkpoint import Progress
+from pipeline.data import Ints
+from pipeline.systems import Setup
+from pipeline.systems.config import TrainConfig
+from pipeline.tasks.base import Moment
+from pipeline.training.job import make_job, make_model
 from pipeline.training.loop import Job
+from pipeline.training.setup import make_loader, prepare
 
-Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
 Prepared = dict[str, tuple[Encoded, dict[str, Tensor]]]
 
 
@@ -64,21 +63,19 @@ class EpochFigures:
 class Recomputed:
     """The batches of an epoch, made from files and texts each time."""
 
-    def __init__(self, system: System, setup: RetrievalSetup, device: str) -> None:
+    def __init__(self, system: System, setup: Setup, device: str) -> None:
         self.taps = setup.taps
         self.backbones: dict[str, Backbone] = {}
         self.encoded: dict[str, Encoded] = {}
         for tower in TOWERS:
-            backbone = system.extraction(tower, device).load_backbone()
-            rows = setup.dataset.inputs(backbone.modality)
-            inputs = [item for row, item in rows if row.startswith("train/")]
+            backbone = system.extraction(tower, device).loader()()
+            inputs = setup.splits["train"].examples.inputs(tower, backbone.modality)
             self.backbones[tower], self.encoded[tower] = backbone, backbone.encode(inputs)
-        self.item_of = setup.splits["train"].split.item_of
 
-    def batches(self, wanted: Iterable[Positions]) -> Iterator[Batch]:
+    def batches(self, wanted: Iterable[Ints]) -> Iterator[Batch]:
         """Yield a batch for the captions at each of the positions; one more is decoded ahead."""
         with ThreadPoolExecutor(1, "decode") as thread:
-            ahead: list[tuple[Positions, Future[Prepared]]] = []
+            ahead: list[tuple[Ints, Future[Prepared]]] = []
             for positions in wanted:
                 ahead.append((positions, thread.submit(self._prepare, positions)))
                 if len(ahead) > 1:
@@ -86,13 +83,12 @@ class Recomputed:
             while ahead:
                 yield self._batch(*ahead.pop(0))
 
-    def _prepare(self, positions: Positions) -> Prepared:
-        chosen = {"text": positions, "media": self.item_of[positions]}
-        encoded = {tower: self.encoded[tower].select(chosen[tower]) for tower in TOWERS}
+    def _prepare(self, positions: Ints) -> Prepared:
+        encoded = {tower: self.encoded[tower].select(positions) for tower in TOWERS}
         return {tower: (encoded[tower], self.backbones[tower].prepare(encoded[tower]))
                 for tower in TOWERS}  # fmt: skip
 
-    def _batch(self, positions: Positions, prepared: Future[Prepared]) -> Batch:
+    def _batch(self, positions: Ints, prepared: Future[Prepared]) -> Batch:
         parts = {}
         for tower, (encoded, ready) in prepared.result().items():
             backbone, taps = self.backbones[tower], self.taps[tower]
@@ -100,12 +96,12 @@ class Recomputed:
         return Batch(parts=parts, index=torch.from_numpy(positions))
 
 
-def epoch(job: Job, batches: Iterable[Batch]) -> list[float]:
-    """Take a step on each batch; return the losses."""
+def epoch(job: Job, read: Iterable[Batch], batches: int) -> list[float]:
+    """Take a step on each of the epoch's batches; return the losses."""
     losses = []
     job.model.train()
-    for number, batch in enumerate(batches):
-        loss = job.loss_of(batch, Progress(batch=number))
+    for number, batch in enumerate(read):
+        loss = job.loss_of(batch, Moment(0, number, batches))
         job.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         job.optimizer.step()
@@ -113,25 +109,22 @@ def epoch(job: Job, batches: Iterable[Batch]) -> list[float]:
     return losses
 
 
-def measure(
-    system: System, config: RetrievalTrainConfig, *, repeats: int, device: str
-) -> EpochFigures:
+def measure(system: System, config: TrainConfig, *, repeats: int, device: str) -> EpochFigures:
     """Extract both towers, and time both kinds of epochs in turn."""
     extracted = system.extract(device)
-    setup = prepare_retrieval(config)
+    setup = prepare(config)
     recomputed = Recomputed(system, setup, device)
-    _, job = fresh_job(config, setup)
-    order = [batch.index.numpy() for batch in job.batches.epoch(0)]
+    loader = make_loader(config, setup)
+    order = loader.batches(0)
     losses: dict[str, list[float]] = {}
 
     def timed(kind: str) -> Callable[[], None]:
         """Return an epoch of one kind; the next one starts from the same weights again."""
-        jobs = iter([fresh_job(config, setup)[1] for _ in range(repeats + 1)])
+        jobs = iter([fresh_job(config, setup) for _ in range(repeats + 1)])
 
         def run() -> None:
-            mine = next(jobs)
-            read = mine.batches.epoch(0) if kind == "cached" else recomputed.batches(order)
-            losses[kind] = epoch(mine, read)
+            read = loader.epoch(0) if kind == "cached" else recomputed.batches(order)
+            losses[kind] = epoch(next(jobs), read, len(order))
 
         return run
 
@@ -149,10 +142,10 @@ def measure(
     )
 
 
-def fresh_job(config: RetrievalTrainConfig, setup: RetrievalSetup) -> tuple[torch.nn.Module, Job]:
+def fresh_job(config: TrainConfig, setup: Setup) -> Job:
     """Return the training with the weights its seed gives."""
     torch.manual_seed(config.seed)
-    return make_job(config, setup, Fits())
+    return make_job(config, setup, make_model(config, setup))
 
 
 def describe(system: System, found: EpochFigures) -> list[str]:

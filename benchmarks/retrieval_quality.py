@@ -23,17 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.retrieval.config import RetrievalTrainConfig
-from pipeline.retrieval.ridge import Layers, ridge
-from pipeline.retrieval.train import train_retrieval
-
 from benchmarks.common import report, reported
 from pipeline.demo.assets import minilm
 from pipeline.demo.dinov2 import dinov2
 from pipeline.demo.emoji import efficientnet_lite0, emoji_clips, emoji_pictures
 from pipeline.demo.retrieval import LITE0_TAPS, VIEWS, emoji_data
-from pipeline.extract import RetrievalExtractConfig, extract_inputs
-from pipeline.sweep import RetrievalSweepConfig, sweep
+from pipeline.extract import ExtractConfig, extract_inputs
+from pipeline.extraction.rows import Source
+from pipeline.probe import Layers, probe
+from pipeline.sweep import SweepConfig, sweep
+from pipeline.systems import train_config
+from pipeline.train import train
 
 ASSETS = Path(".demo")
 METRICS = ("t2m_r1", "t2m_r5", "t2m_r10", "rsum")
@@ -50,24 +50,24 @@ ALONE = {
 """The memory without side networks, which count for nothing and so are kept small."""
 CLIP_TRAINING = {
     0: {
-        "memory_sharpness": 0.25,
-        "memory_penalty": 0.16,
+        "kernel_gamma": 0.25,
+        "kernel_ridge": 0.16,
         "text_whitening": 0.12,
         "media_side_weight": 0.63,
         "text_side_weight": 0.28,
         "media_noise": 1.3,
     },
     1: {
-        "memory_sharpness": 0.25,
-        "memory_penalty": 0.18,
+        "kernel_gamma": 0.25,
+        "kernel_ridge": 0.18,
         "text_whitening": 0.07,
         "media_side_weight": 0.57,
         "text_side_weight": 0.13,
         "media_noise": 0.77,
     },
     2: {
-        "memory_sharpness": 0.25,
-        "memory_penalty": 0.19,
+        "kernel_gamma": 0.25,
+        "kernel_ridge": 0.19,
         "text_whitening": 0.23,
         "media_side_weight": 0.63,
         "text_side_weight": 0.28,
@@ -77,8 +77,8 @@ CLIP_TRAINING = {
 """What `--search` found for the clips of each split, rounded: for the memory with these states, for
 the side networks with states pooled by `mean`."""
 MEMORY_SPACE = {
-    "memory_sharpness": "log:0.25..4",
-    "memory_penalty": "log:0.1..3",
+    "kernel_gamma": "log:0.25..4",
+    "kernel_ridge": "log:0.1..3",
     "text_whitening": "0..0.6",
 }
 """Searched first, without side networks: 48 trials, 5 folds of the training clips."""
@@ -140,12 +140,13 @@ def caches(name: str, pairs: PairSet, work: Path) -> dict[str, Path]:
         out = found[f"{tower}_cache"] = work / f"{name}-{tower}.zarr"
         own = pairs.options if tower == "media" else {}
         backbone = pairs.backbone if tower == "media" else minilm(ASSETS)
-        config = RetrievalExtractConfig(
+        config = ExtractConfig(
             data=emoji_data(pairs.folder), backbone=str(backbone), out=out, **own
         )
-        model = config.load_backbone()
-        rows = config.load_data().inputs(model.modality)
-        print(extract_inputs(model, rows, out, views=config.views).render(), flush=True)
+        source = Source.of(config)
+        model = source.loader()()
+        rows = source.rows(model)
+        print(extract_inputs(model, rows.inputs, out, views=rows.views).render(), flush=True)
     return found
 
 
@@ -161,6 +162,11 @@ def variants(last: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def slug(*words: object) -> str:
+    """Return the name of a run's folder."""
+    return "-".join(map(str, words)).replace(", ", "-").replace(" ", "-")
+
+
 def measure(
     name: str, pairs: PairSet, shared: dict[str, Any], seed: int, work: Path
 ) -> dict[str, dict[str, float]]:
@@ -168,14 +174,11 @@ def measure(
     shared = pairs.training | shared | {"seed": seed}
     rows: dict[str, dict[str, float]] = {}
     for layers in LAYERS:
-        config = RetrievalTrainConfig(
-            **shared, out=work / f"{name}-ridge-{seed}".replace(", ", "-").replace(" ", "-")
-        )
-        metrics = ridge(config, layers, resamples=10).evaluations["test"].metrics
+        config = train_config(shared | {"out": work / slug(name, "ridge", seed)})
+        metrics = probe(config, layers, resamples=10).evaluations["test"].metrics
         rows[f"ridge, {layers}"] = {metric: metrics[metric].value for metric in METRICS}
     for model, changes in variants(pairs.last).items():
-        out = work / f"{name}-{model}-{seed}".replace(", ", "-").replace(" ", "-")
-        result = train_retrieval(RetrievalTrainConfig(**shared | changes, out=out))
+        result = train(train_config(shared | changes | {"out": work / slug(name, model, seed)}))
         rows[model] = {metric: result.metrics["test"][metric] for metric in METRICS}
         print(name, seed, model, json.dumps(rows[model]), flush=True)
     return rows
@@ -209,7 +212,7 @@ def search_clips(split: int, work: Path) -> None:
     for name, options in searches.items():
         out = {"out": work / f"clips-search-{split}-{name}"}
         own = options | {"run": run | options["run"] | out, "refit": "none", "keep": 1}
-        found = sweep(RetrievalSweepConfig.build(own))
+        found = sweep(SweepConfig.build(own))
         print(found.render(), flush=True)
         run |= found.params
     print({name: value for name, value in run.items() if name in MEMORY_SPACE | SIDE_SPACE})

@@ -28,7 +28,8 @@ from pipeline.demo.assets import minilm, sentiment
 from pipeline.demo.run import tweets
 from pipeline.extract import ExtractConfig, extract
 from pipeline.run import Run
-from pipeline.train import TrainConfig, train
+from pipeline.systems import train_config
+from pipeline.train import train
 
 ASSETS = Path(".demo")
 SEEDS = (0, 1, 2)
@@ -114,7 +115,7 @@ def _row(file: Path, make: Callable[[], Path], examples: DataConfig, seeds: Sequ
     for seed in seeds:
         out = file.with_name(f"{file.stem}-{seed}")
         shutil.rmtree(out, ignore_errors=True)
-        config = TrainConfig.build({"data": examples, "cache": cache, "out": out, "seed": seed})
+        config = train_config({"data": examples, "cache": cache, "out": out, "seed": seed})
         runs.append(Run.open(train(config).path))
     metric = runs[0].info["task_metrics"][0]
     values = [run.info["metrics"]["test"][metric] for run in runs]

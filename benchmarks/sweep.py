@@ -23,17 +23,18 @@ import numpy as np
 import torch
 
 from benchmarks.common import report, synchronize
-from benchmarks.epoch import classifier, official_epoch
+from benchmarks.epoch import official_epoch
 from benchmarks.sentences import WORK, movie_sentences, random_bert
+from benchmarks.side import token_classifier
 from pipeline.backbones import TextBackbone, load_backbone
 from pipeline.backbones.encoding import EncodedTexts
 from pipeline.console import duration, progress_line
-from pipeline.data import DataConfig, load_dataset
+from pipeline.data import DataConfig
 from pipeline.demo.assets import minilm
 from pipeline.demo.run import tweets
 from pipeline.extract import ExtractConfig, extract
 from pipeline.sweep import SweepConfig, SweepResult, sweep
-from pipeline.train import TrainConfig
+from pipeline.systems import data_config, load_dataset, train_config
 
 SPACE = {
     "lr": "log:1e-4..5e-3",
@@ -43,7 +44,7 @@ SPACE = {
     "label_smoothing": "0..0.1",
     "schedule": "cosine,linear",
 }
-"""Fields that cost nothing to vary together: all trials are of one shape."""
+"""Fields of which every trial reads the same states."""
 
 
 def movie_data(folder: Path, count: int) -> DataConfig:
@@ -54,15 +55,14 @@ def movie_data(folder: Path, count: int) -> DataConfig:
         writer.writerow(["text", "label"])
         for number, sentence in enumerate(movie_sentences(count)):
             writer.writerow([sentence.text, ("odd", "even")[number % 2]])
-    return DataConfig(train=file)
+    return data_config({"task": "classification", "train": file})
 
 
 def official_seconds(
     backbone: TextBackbone, data: DataConfig, *, side_width: int, batch_size: int, steps: int
 ) -> tuple[float, float]:
     """Measure the official code: seconds of a training sentence, and of a dev sentence."""
-    dataset = load_dataset(data)
-    inputs = [text for example in dataset.examples("train") for text in example.inputs]
+    inputs = load_dataset(data).split("train").inputs("text", backbone.modality)
     random = np.random.default_rng(0)
     whole = min(steps, len(inputs) // batch_size)
     if not whole:
@@ -70,8 +70,7 @@ def official_seconds(
     rows = random.permutation(len(inputs))[: batch_size * whole]
     encoded = backbone.encode([inputs[row] for row in rows.tolist()])
     batches = list(np.arange(len(rows)).reshape(-1, batch_size))
-    taps, width = len(backbone.taps), backbone.taps[0].shape[0]
-    net = classifier(taps, width, side_width, backbone.device)
+    net = token_classifier(backbone.taps, side_width, backbone.device)
     labels = torch.arange(len(rows), device=backbone.device) % 2
     official_epoch(backbone, encoded, batches[:1], net, labels)
     seconds = []
@@ -140,14 +139,16 @@ def main(
         with progress_line() as line:
             extract(source, progress=line)
         extraction = time.perf_counter() - start
-        run = TrainConfig(
-            data=data,
-            cache=folder / "cache",
-            out=folder / "sweep",
-            epochs=epochs,
-            batch_size=batch_size,
-            side_width=side_width,
-            device=device,
+        run = train_config(
+            {
+                "data": data,
+                "cache": folder / "cache",
+                "out": folder / "sweep",
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "side_width": side_width,
+                "device": device,
+            }
         )
         config = SweepConfig(run=run, space=SPACE, trials=trials, sampler="random", refit="none")
         start = time.perf_counter()
@@ -170,7 +171,7 @@ def main(
         "extraction_seconds": extraction,
         "sweep_seconds": searching,
         "rungs": list(result.rungs),
-        "cohorts": dict(result.sizes),
+        "sizes": dict(result.sizes),
         "sweep_over_one_official_run": (extraction + searching) / official,
         "faster_than_official_runs": trials * official / (extraction + searching),
     }

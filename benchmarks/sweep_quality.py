@@ -27,8 +27,10 @@ from pipeline.extract import ExtractConfig, extract
 from pipeline.run import Run
 from pipeline.sweep import SweepConfig, sweep
 from pipeline.sweep.space import Params
+from pipeline.systems import data_config, train_config
+from pipeline.systems.config import TrainConfig
 from pipeline.tasks.metrics import LOWER_IS_BETTER
-from pipeline.train import TrainConfig, train
+from pipeline.train import train
 
 ASSETS = Path(".demo")
 SEEDS = (0, 1, 2)
@@ -54,11 +56,11 @@ def tasks(text: Path | None) -> dict[str, DataConfig]:
     found = {"tweets": tweets(ASSETS)}
     if text is not None and (text / "cola-train.tsv").is_file():
         files = {"train": text / "cola-train.tsv", "test": text / "cola-dev.tsv"}
-        found["cola"] = DataConfig.build({"task": "cola", **files})
+        found["cola"] = data_config({"task": "cola", **files})
     if text is not None and (text / "stsb-train.csv").is_file():
         parts = {split: text / f"stsb-{split}.csv" for split in ("train", "dev", "test")}
         columns = {"header": False, "text": "0", "text_pair": "1", "label": "2"}
-        found["stsb"] = DataConfig.build({"task": "stsb", "pair": "separate", **parts, **columns})
+        found["stsb"] = data_config({"task": "stsb", "pair": "separate", **parts, **columns})
     return found
 
 
@@ -68,7 +70,7 @@ def scores(work: Path, base: TrainConfig, params: Params, name: str) -> dict[str
     for seed in SEEDS:
         out = work / f"{name}-{seed}"
         values = base.model_dump() | params | {"out": out, "seed": seed}
-        train(TrainConfig.build(values))
+        train(train_config(values))
         run = Run.open(out)
         for split, each in found.items():
             each.append(run.info["metrics"][split][run.info["task_metrics"][0]])
@@ -81,7 +83,7 @@ def searched(
     """Cache and sweep a task; return the scores of the defaults and of the winner."""
     source = ExtractConfig(backbone=str(minilm(ASSETS)), data=data, out=work / f"{task}.zarr")
     print(extract(source).render(), flush=True)
-    base = TrainConfig(data=data, cache=source.out, out=work / task)
+    base = train_config({"data": data, "cache": source.out, "out": work / task})
     space = SPACE | (GRAMMAR if task == "cola" else {})
     config = SweepConfig(
         run=base, space=space, trials=options.trials, seeds=len(SEEDS), refit="none", keep=1

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
-from pipeline.retrieval.build import RetrievalSetup, prepare_retrieval
-from pipeline.retrieval.inference import embed
-from pipeline.retrieval.train import train_retrieval
+from torch import nn
 
 from benchmarks.common import report
 from benchmarks.published import TOWERS, System, build_systems, live_part
@@ -30,10 +29,14 @@ from pipeline.extract import ExtractReport
 from pipeline.fused.parity import tolerance
 from pipeline.fused.write import ExportReport, number_types
 from pipeline.index import IndexConfig, build_index
-from pipeline.plan import Plan, RetrievalPlanConfig, plan
+from pipeline.plan import Plan, PlanConfig, plan
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
-from unipt import SideTower
+from pipeline.systems import Setup
+from pipeline.systems.inference import infer
+from pipeline.systems.states import batch_states
+from pipeline.train import train
+from pipeline.training.setup import prepare
 
 EPOCHS = 2
 """Of the training: all negatives in the first one, the hardest in the second (VSE-infinity)."""
@@ -91,9 +94,7 @@ def whole_way(system: System, *, device: str, onnx: bool, options: Mapping[str, 
     seconds: dict[str, float] = {}
     with _timed(seconds, "plan"):
         plans = {
-            tower: plan(
-                RetrievalPlanConfig.build(system.planning(tower, device) | {"trial_seconds": 0.5})
-            )
+            tower: plan(PlanConfig.build(system.planning(tower, device) | {"trial_seconds": 0.5}))
             for tower in TOWERS
         }
     with _timed(seconds, "extract"):
@@ -101,12 +102,12 @@ def whole_way(system: System, *, device: str, onnx: bool, options: Mapping[str, 
     _check_bytes(plans, extracted)
     config = system.training(device=device, **options)
     with _timed(seconds, "train"):
-        result = train_retrieval(config)
+        result = train(config)
     with _timed(seconds, "evaluate"):
         evaluate(EvaluateConfig(run=config.out, device=device))
     run = Run.open(config.out)
     with _timed(seconds, "live"):
-        live = live_errors(system, prepare_retrieval(config), run, device)
+        live = live_errors(system, prepare(config), run, device)
     with _timed(seconds, "export"):
         exported = export(
             ExportConfig(run=config.out, out=system.folder / "model", onnx=onnx, samples=COMPARED)
@@ -135,27 +136,31 @@ def whole_way(system: System, *, device: str, onnx: bool, options: Mapping[str, 
 
 
 def live_errors(
-    system: System, setup: RetrievalSetup, run: Run, device: str
+    system: System, setup: Setup, run: Run, device: str
 ) -> dict[str, tuple[float, float]]:
     """Return the largest distance of cached and live embeddings of each tower, and what is allowed.
 
     Live states are rounded to the cache's type, as the exported model does.
     """
-    towers, located = run.towers().eval(), setup.splits["test"]
+    model, located = run.model(), setup.splits["test"]
     cpu, errors = torch.device("cpu"), {}
     for name in TOWERS:
-        extraction, tower = system.extraction(name, device), getattr(towers, name)
-        backbone, cache, taps = extraction.load_backbone(), setup.caches[name], setup.taps[name]
-        samples = getattr(located, name)[:COMPARED, 0]
-        rows = setup.dataset.inputs(backbone.modality)
-        inputs = [item for row, item in rows if row.startswith("test/")][:COMPARED]
-        kept = embed(tower, cache, taps, samples, batch_size=COMPARED, device=cpu).vectors
+        backbone = system.extraction(name, device).loader()()
+        cache, taps, samples = setup.caches[name], setup.taps[name], located.clean[name]
+        rows = np.sort(np.unique(samples, return_index=True)[1])[:COMPARED]
+        given = located.examples.inputs(name, backbone.modality)
+        inputs = [given[row] for row in rows.tolist()]
+        kept = infer(
+            model,
+            {name: samples[rows]},
+            setup.caches,
+            setup.taps,
+            batch_size=COMPARED,
+            device=cpu,
+        ).values[name]
         part = live_part(backbone, taps, backbone.encode(inputs), dtype=cache.dtype)
-        given = taps.inputs(part, cpu, torch.float32)
         with torch.inference_mode():
-            found = tower(
-                given.anchor, given.targets, offsets=given.offsets, frames=given.frames
-            ).vector
+            found = model(batch_states({name: part}, setup.taps, cpu)).values[name]
         allowed = tolerance(number_types(cache, backbone.model))
         errors[name] = (float((found - kept).norm(dim=1).max()), allowed)
     return errors
@@ -169,7 +174,7 @@ def searched(system: System, device: str) -> bool:
         (gallery / path.name).write_bytes(path.read_bytes())
     index = system.folder / "index"
     build_index(IndexConfig(model=system.folder / "model", media=gallery, out=index, device=device))
-    asked = {"picture" if system.name == "VSE-infinity" else "clip": system.media[1]}
+    asked = {"image" if system.name == "VSE-infinity" else "video": system.media[1]}
     text = search(SearchConfig(index=index, query="a dog on the beach", k=2, device=device))
     sheet = system.folder / "sheet.png"
     again = search(SearchConfig(index=index, k=2, sheet=sheet, device=device, **asked))
@@ -193,12 +198,11 @@ def _tower_figures(
     live: tuple[float, float],
     exported: ExportReport,
 ) -> TowerFigures:
-    side: SideTower = getattr(run.towers(), tower)
+    side: nn.Module = getattr(run.model(), tower)
     errors: dict[str, float] = {}
-    own = "text " if tower == "text" else ("image ", "video ")
     for row in exported.parity.rows:
-        if row.artefact.startswith(own):
-            artefact = row.artefact.split(" ", 1)[1]
+        of, artefact = row.artefact.split(" ", 1)
+        if of == tower:
             errors[artefact] = max(row.max_error, errors.get(artefact, 0.0))
     return TowerFigures(
         backbone=system.backbones[tower],

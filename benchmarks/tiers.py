@@ -21,7 +21,7 @@ Without a GPU its part is skipped, and a line says so.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.activations import TAPS, WIDTH, Activations, forget
+from benchmarks.activations import Activations, forget
 from benchmarks.common import interleaved, report, synchronize
-from cache import Batch, Cache, Loader, Tier
-from unipt import SideClassifier, SideNetworkConfig
+from benchmarks.side import TOWER, states_of, token_classifier
+from cache import Batch, Cache, Loader, Source, TapSpec, Tier
 
 BATCH = 32
 SIDE_WIDTH = 192
@@ -41,8 +41,8 @@ SIDE_WIDTH = 192
 
 def make_loader(cache: Cache, tier: Tier, device: torch.device) -> Loader:
     """Return a shuffled loader; the disk tier with two windows of blocks, whatever is free."""
-    samples = np.arange(cache.n_samples)
-    return Loader(cache, samples, taps=None, batch_size=BATCH, seed=0, tier=tier, device=device)
+    source = Source(cache=cache, samples=np.arange(cache.n_samples))
+    return Loader({TOWER: source}, batch_size=BATCH, seed=0, tier=tier, device=device)
 
 
 def reading(loader: Loader) -> Callable[[], None]:
@@ -60,26 +60,21 @@ class Training:
     """A side network of BERT-base's states, trained step by step.
 
     Args:
+        taps: that it reads.
         device: to train on.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        torch.manual_seed(0)
-        side = SideNetworkConfig(
-            widths=(WIDTH,) * (TAPS - 1),
-            anchor_width=WIDTH,
-            side_width=SIDE_WIDTH,
-            out_width=WIDTH,
-        )
-        self.device = device
-        self.net = SideClassifier(side=side, num_outputs=2, dropout=0.0).to(device)
+    def __init__(self, taps: Sequence[TapSpec], device: torch.device) -> None:
+        self.taps, self.device = taps, device
+        self.net = token_classifier(taps, SIDE_WIDTH, device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4)
 
     def step(self, batch: Batch) -> None:
         """Take one optimizer step."""
         fast = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
-            logits = self.net(batch.values, offsets=batch.offsets.to(self.device)).logits
+            states = states_of(batch, self.taps, self.device)
+            logits = self.net({TOWER: states}).values["logits"]
         labels = (batch.index % 2).to(self.device)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,10 +102,10 @@ def measure_waiting(
     path: Path, tier: Tier, device: torch.device, repeats: int, most: int
 ) -> dict[str, dict[str, float]]:
     """Train from a tier: the first epoch, and the later ones put together."""
-    training = Training(device)
+    training = Training(Cache.open(path).taps, device)
     warmed = make_loader(Cache.open(path), tier, device).epoch(0)
     training.waiting(warmed, 2)
-    warmed.close()  # type: ignore[attr-defined]
+    warmed.close()
     loader = make_loader(Cache.open(path), tier, device)
     forget(path)
     first = training.waiting(loader.epoch(0), most)

@@ -33,7 +33,7 @@ from benchmarks.sentences import WORK
 from cache import Cache
 from pipeline.demo.emoji import efficientnet_lite0, emoji_pictures
 from pipeline.demo.retrieval import LITE0_TAPS
-from pipeline.extract import RetrievalExtractConfig, extract
+from pipeline.extract import ExtractConfig, extract
 
 Array = np.ndarray[Any, Any]
 
@@ -149,7 +149,7 @@ def extracted(folder: Path, samples: int) -> Iterator[tuple[str, Path]]:
     shown = sorted(emoji_pictures(WORK).rglob("*.webp"))
     chosen = [shown[place] for place in np.linspace(0, len(shown) - 1, samples).astype(int)]
     media = [Path(shutil.copy(picture, folder)) for picture in chosen]
-    data = {"train": captions_file(media, (9.3, 4.0), samples)}
+    data = {"task": "retrieval", "train": captions_file(media, (9.3, 4.0), samples)}
     nets: dict[str, dict[str, Any]] = {
         "ResNeXt-101 32x8d, 512 px, random weights": {
             "backbone": str(random_resnext(folder / "resnext101.pth")),
@@ -164,7 +164,7 @@ def extracted(folder: Path, samples: int) -> Iterator[tuple[str, Path]]:
     }
     for number, (name, options) in enumerate(nets.items()):
         own = options | {"tower": "image", "data": data, "out": folder / f"{number}.zarr"}
-        extract(RetrievalExtractConfig.build(own))
+        extract(ExtractConfig.build(own))
         yield name, folder / f"{number}.zarr"
 
 

@@ -1,12 +1,12 @@
 """What a side network's output is added to: closed-form models that little data cannot undo.
 
 Legend: B samples, M keys, F features (the mean of every layer, concatenated), E embedding width or
-outputs. `AnchorBase` keeps what a sentence encoder knows of likeness; `KernelRegression` predicts
-from the training rows, and `MemoryBase` is its direction. All are fitted once; nothing in them is
-trained.
+outputs. `WhitenedMean` keeps what a sentence encoder knows of likeness; `KernelRegression` predicts
+from the training rows, and `KernelDirection` is its direction. All are fitted once; nothing in them
+is trained.
 Price: [B, E] x [E, E]; [B, F] x [F, M] and [B, M] x [M, E], and M (F + E) numbers kept. A fit on n
 rows is [n, F] x [F, M] once (`KernelRows`), then [M, n] x [n, M] and a system of [M, M] for each
-sharpness and penalty.
+gamma and ridge.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AnchorBase", "KernelRegression", "MemoryBase"]
+__all__ = ["KernelDirection", "KernelRegression", "WhitenedMean"]
 
 
-class AnchorBase(nn.Module):
+class WhitenedMean(nn.Module):
     """The mean of the anchor's tokens, centred and partly whitened: ``(x - center) W``.
 
     Args:
@@ -62,7 +62,7 @@ class AnchorBase(nn.Module):
 
 
 class KernelRows(NamedTuple):
-    """Rows that kernel regressions are fitted on: what no sharpness, penalty or target changes."""
+    """Rows that kernel regressions are fitted on: what no gamma, ridge or target changes."""
 
     mean: Tensor
     """``[F]``."""
@@ -113,26 +113,24 @@ class KernelRegression(nn.Module):
     scale: Tensor
     keys: Tensor
     values: Tensor
-    sharpness: Tensor
+    gamma: Tensor
 
     def __init__(self, *, keys: int, width: int, out_width: int) -> None:
         super().__init__()
         if min(keys, width, out_width) < 1:
             raise ValueError(
-                f"a memory needs keys, width and out_width of at least 1, got {keys}, {width} and "
-                f"{out_width}"
+                f"a kernel regression needs keys, width and out_width of at least 1, got {keys}, "
+                f"{width} and {out_width}"
             )
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("keys", torch.zeros(keys, width))
         self.register_buffer("values", torch.zeros(keys, out_width))
-        self.register_buffer("sharpness", torch.ones(()))
+        self.register_buffer("gamma", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions of features ``[B, F]``, ``[B, E]``."""
-        return (
-            torch.exp(-self.sharpness * distances(self.scaled(features), self.keys)) @ self.values
-        )
+        return torch.exp(-self.gamma * distances(self.scaled(features), self.keys)) @ self.values
 
     def scaled(self, features: Tensor) -> Tensor:
         """Return features ``[B, F]`` in the keys' units."""
@@ -144,7 +142,7 @@ class KernelRegression(nn.Module):
         rows: KernelRows,
         wanted: Tensor,
         *,
-        sharpness: float = 1.0,
+        gamma: float = 1.0,
         ridge: float = 0.3,
         weights: Tensor | None = None,
     ) -> None:
@@ -156,12 +154,12 @@ class KernelRegression(nn.Module):
         Args:
             rows: n of them, M being keys.
             wanted: Y, what the rows should be mapped to, ``[n, E]``.
-            sharpness: g, the inverse square of the kernel's width, in units of one feature's
+            gamma: g, the inverse square of the kernel's width, in units of one feature's
                 deviation.
             ridge: the weight of the penalty.
             weights: W, how much each row counts, ``[n]``; 1 by default.
         """
-        between = torch.exp(-sharpness * rows.distances)  # [n, M]
+        between = torch.exp(-gamma * rows.distances)  # [n, M]
         among = between[rows.places]  # [M, M]
         weighted = between if weights is None else between * weights.double()[:, None]
         left = weighted.T @ between + ridge * among
@@ -171,10 +169,10 @@ class KernelRegression(nn.Module):
         self.scale.copy_(rows.scale)
         self.keys.copy_(rows.keys)
         self.values.copy_(values)
-        self.sharpness.fill_(sharpness)
+        self.gamma.fill_(gamma)
 
 
-class MemoryBase(KernelRegression):
+class KernelDirection(KernelRegression):
     """The direction of a kernel regression on the training rows, as attention over M of them.
 
         w = softmax_m(2 g/F x' k_m - g/F |k_m|^2)      y = w V
@@ -185,7 +183,7 @@ class MemoryBase(KernelRegression):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the bases of features ``[B, F]``, ``[B, E]``, of length 1."""
-        rate = self.sharpness / features.shape[-1]
+        rate = self.gamma / features.shape[-1]
         lengths = self.keys.square().sum(-1)  # [M]
         scores = 2 * self.scaled(features) @ self.keys.T - lengths
         return F.normalize(torch.softmax(rate * scores, -1) @ self.values, dim=-1)

@@ -33,7 +33,7 @@ class SideClassifier(SideModel):
         dropout: probability on the pooled vector and on the hidden layer.
         norm: LayerNorm on the pooled vector.
         hidden: width of a hidden layer (GELU) before the output; 0 for a linear head.
-        memory: keys of a `KernelRegression` on the means of all layers, whose outputs are added to
+        kernel_keys: of a `KernelRegression` on the means of all layers, whose outputs are added to
             the head's; 0 for none. It is fitted, not trained.
         units: multiply the outputs by `scale` and add `shift` (of a regression's targets).
 
@@ -53,7 +53,7 @@ class SideClassifier(SideModel):
         dropout: float = 0.1,
         norm: bool = True,
         hidden: int = 0,
-        memory: int = 0,
+        kernel_keys: int = 0,
         units: bool = False,
     ) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class SideClassifier(SideModel):
             "dropout": dropout,
             "norm": norm,
             "hidden": hidden,
-            "memory": memory,
+            "kernel_keys": kernel_keys,
             "units": units,
         }
         self.segments = tuple(segments)
@@ -85,8 +85,10 @@ class SideClassifier(SideModel):
         self.head = nn.Sequential(*layers)
         self.pooled_width = pooled
         features = tower.layers_width * self.parts
-        self.memory = (
-            KernelRegression(keys=memory, width=features, out_width=num_outputs) if memory else None
+        self.kernel = (
+            KernelRegression(keys=kernel_keys, width=features, out_width=num_outputs)
+            if kernel_keys
+            else None
         )
         self.units = units
         if units:
@@ -122,7 +124,7 @@ class SideClassifier(SideModel):
         """
         found = self.tower.of(given)
         pooled = self.norm(found.vector)
-        if self.memory is not None:
+        if self.kernel is not None:
             pooled = torch.cat((pooled, self.tower.layer_means(given).to(pooled)), -1)
         return pooled, found.confidence
 
@@ -136,9 +138,9 @@ class SideClassifier(SideModel):
             raise ValueError(f"{len(pooled)} segments were given, expected {len(self.segments)}")
         vectors, confidence = zip(*pooled, strict=True)
         logits = self.head(joined([vector[:, : self.pooled_width] for vector in vectors]))
-        if self.memory is not None:
+        if self.kernel is not None:
             means = [vector[:, self.pooled_width :] for vector in vectors]
-            logits = logits + self.memory(joined(means)).to(logits.dtype)
+            logits = logits + self.kernel(joined(means)).to(logits.dtype)
         if self.units:
             logits = logits * self.scale + self.shift
         return Outputs(

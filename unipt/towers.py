@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import AnchorBase, MemoryBase
+from .bases import KernelDirection, WhitenedMean
 from .config import ConvSideNetworkConfig, SideNetworkConfig
 from .convnet import ConvSideNetwork, to_cells
 from .interaction import masked_mean
@@ -40,7 +40,7 @@ __all__ = [
 TowerPooling = Literal["gpo", "mean", "first", "last", "max", "meanmax", "attention", "none"]
 FramePooling = Literal["none", "mean", "sequence"]
 Position = Literal["first", "last"]
-Base = Literal["none", "anchor", "memory"]
+Base = Literal["none", "mean", "kernel"]
 TowerSide = SideNetworkConfig | ConvSideNetworkConfig
 
 
@@ -73,17 +73,17 @@ class SideTower(nn.Module):
         head_width: width of a linear map (after a LayerNorm) from the pooled vector to the
             embedding; 0 for none.
         dropout: probability on the pooled vector.
-        base: what the side network's vector is added to, see `unipt.bases`: "none"; "anchor", for
-            token states as wide as the embedding; "memory", of the means of all layers, which is
+        base: what the side network's vector is added to, see `unipt.bases`: "none"; "mean", for
+            token states as wide as the embedding; "kernel", of the means of all layers, which is
             left out in training mode: its keys are the training rows.
-        memory_keys: rows that the memory keeps.
+        kernel_keys: rows that the kernel regression keeps.
         side_weight: with a base, the factor of the side network's vector, which has length 1.
 
     Raises:
         ValueError: if an option is unknown or options contradict each other.
     """
 
-    base: AnchorBase | MemoryBase | None
+    base: WhitenedMean | KernelDirection | None
     side: SideNetwork | ConvSideNetwork
     pooling: GeneralizedPooling | TokenPooling | None
 
@@ -100,7 +100,7 @@ class SideTower(nn.Module):
         head_width: int = 0,
         dropout: float = 0.0,
         base: Base = "none",
-        memory_keys: int = 0,
+        kernel_keys: int = 0,
         side_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class SideTower(nn.Module):
             "head_width": head_width,
             "dropout": dropout,
             "base": base,
-            "memory_keys": memory_keys,
+            "kernel_keys": kernel_keys,
             "side_weight": side_weight,
         }
         self.stream = Stream(tuple(taps), axis)
@@ -151,19 +151,19 @@ class SideTower(nn.Module):
         self.out_width = head_width or width
         self.side_weight = side_weight
         self.base = None
-        if base == "memory":
-            self.base = MemoryBase(
-                keys=memory_keys, width=self.layers_width, out_width=self.out_width
+        if base == "kernel":
+            self.base = KernelDirection(
+                keys=kernel_keys, width=self.layers_width, out_width=self.out_width
             )
-        elif base == "anchor":
+        elif base == "mean":
             if vector or isinstance(side, ConvSideNetworkConfig) or frames != "none":
-                raise ValueError("base='anchor' needs token states of texts or images")
+                raise ValueError("base='mean' needs token states of texts or images")
             if side.anchor_width != self.out_width:
                 raise ValueError(
-                    f"base='anchor' needs an embedding as wide as the anchor, {side.anchor_width}; "
+                    f"base='mean' needs an embedding as wide as the anchor, {side.anchor_width}; "
                     f"it has {self.out_width} features"
                 )
-            self.base = AnchorBase(self.out_width)
+            self.base = WhitenedMean(self.out_width)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -288,7 +288,7 @@ class SideTower(nn.Module):
         shares: Tensor | None,
     ) -> Tensor | None:
         """Return the base ``[B, E]``, None if there is none or it is left out."""
-        if isinstance(self.base, AnchorBase):
+        if isinstance(self.base, WhitenedMean):
             return cast(Tensor, self.base(layer_mean(anchor, mask, offsets)))
         if self.base is None or self.training:
             return None

@@ -83,7 +83,7 @@ def fit_kernel(
     told = None if weights is None else weights.numpy().tobytes()
 
     def solve() -> Tensor:
-        kernel.fit(rows, wanted, sharpness=gamma, ridge=ridge, weights=weights)
+        kernel.fit(rows, wanted, gamma=gamma, ridge=ridge, weights=weights)
         return kernel.values.clone()
 
     whole = ("kernel", *key, samples_key(keys), wanted.numpy().tobytes(), gamma, ridge, told)
@@ -94,7 +94,7 @@ def fit_kernel(
             "scale": rows.scale,
             "keys": rows.keys,
             "values": values,
-            "sharpness": torch.tensor(gamma),
+            "gamma": torch.tensor(gamma),
         }
     )
 
@@ -136,15 +136,15 @@ def add_kernel(
     count = min(keys, len(rows))
     chosen = np.sort(random.permutation(len(rows))[:count])
     with torch.random.fork_rng():
-        whole = SideClassifier.from_config({**model.config, "memory": count})
+        whole = SideClassifier.from_config({**model.config, "kernel_keys": count})
     whole.load_state_dict(model.state_dict(), strict=False)
-    if whole.memory is None:
+    if whole.kernel is None:
         raise ValueError(f"keys={keys} asks for no kernel regression")
     targets = setup.task.targets(train.examples, train.clean).batch(torch.from_numpy(rows))
     wanted, weights = setup.task.wanted(targets)
     own = tuple((*place(setup, name), samples_key(train.clean[name][rows])) for name in setup.taps)
     fit_kernel(
-        whole.memory,
+        whole.kernel,
         setup,
         lambda: _features(model, setup, train.clean, rows),
         chosen,
@@ -156,8 +156,8 @@ def add_kernel(
     )
     network, kernel = 1.0, weight
     if kernel is None:
-        network, kernel = _weights(setup, model, whole.memory, batch_size)
-    whole.memory.values.mul_(kernel)
+        network, kernel = _weights(setup, model, whole.kernel, batch_size)
+    whole.kernel.values.mul_(kernel)
     whole.weigh(network)
     return whole, kernel / network
 

@@ -30,7 +30,7 @@ class TextTrainConfig(TrainConfig):
     """How one side network is trained from a cache of texts."""
 
     UNSEARCHED: ClassVar[dict[str, str]] = TrainConfig.UNSEARCHED | dict.fromkeys(
-        ("memory_keys", "memory_weight", "memory_sharpness", "memory_penalty"), NOT_SCORED
+        ("kernel_keys", "kernel_weight", "kernel_gamma", "kernel_ridge"), NOT_SCORED
     )
     INSTEAD: ClassVar[dict[str, str]] = {"side_width": "reduction"}
 
@@ -64,15 +64,15 @@ class TextTrainConfig(TrainConfig):
     """Gaussian noise on the cached states, in standard deviations of each feature."""
     token_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each token to be dropped in a training step."""
-    memory_keys: int = Field(default=0, ge=0)
+    kernel_keys: int = Field(default=0, ge=0)
     """Training rows that a kernel regression keeps, whose outputs are added to the trained side
     network's; 0 for none."""
-    memory_weight: float | None = Field(default=None, ge=0)
+    kernel_weight: float | None = Field(default=None, ge=0)
     """Weight of the kernel regression's outputs, the network's having 1; by default dev's loss
     decides."""
-    memory_sharpness: float = Field(default=0.25, gt=0)
+    kernel_gamma: float = Field(default=0.25, gt=0)
     """Inverse square of the kernel's width, in units of a feature's deviation."""
-    memory_penalty: float = Field(default=0.1, gt=0)
+    kernel_ridge: float = Field(default=0.1, gt=0)
     """Weight of the kernel regression's ridge penalty; larger is smoother."""
 
     @property
@@ -88,10 +88,10 @@ class TextTrainConfig(TrainConfig):
         smooths = self.label_smoothing or self.class_weights != "none"
         if self.data.scored and smooths:
             problems.append("label_smoothing and class_weights are options of classification")
-        if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
+        if self.data.fit_on_dev and self.kernel_keys and self.kernel_weight is None:
             problems.append(
                 "fit_on_dev leaves no dev split to weigh the kernel regression by; give "
-                "memory_weight, for example what run.json says of a run that had one"
+                "kernel_weight, for example what run.json says of a run that had one"
             )
         return problems
 
@@ -166,19 +166,19 @@ class Texts(System):
         self, model: SideClassifier, config: TextTrainConfig, setup: Setup
     ) -> tuple[SideModel, dict[str, Any]]:
         """Add the kernel regression that the configuration asks for."""
-        if not config.memory_keys:
-            return model, {"memory_weight": None}
+        if not config.kernel_keys:
+            return model, {"kernel_weight": None}
         whole, weight = add_kernel(
             model,
             setup,
-            keys=config.memory_keys,
-            weight=config.memory_weight,
-            gamma=config.memory_sharpness,
-            ridge=config.memory_penalty,
+            keys=config.kernel_keys,
+            weight=config.kernel_weight,
+            gamma=config.kernel_gamma,
+            ridge=config.kernel_ridge,
             seed=config.seed,
             batch_size=config.batch_size,
         )
-        return whole, {"memory_weight": weight}
+        return whole, {"kernel_weight": weight}
 
     def features(self, towers: Mapping[str, States], taps: Mapping[str, Any]) -> Outputs:
         """Return the mean of every tap, joined; of a pair the two compared."""

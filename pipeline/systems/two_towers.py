@@ -24,7 +24,7 @@ from pipeline.systems.taps import TowerTaps, width
 from pipeline.tasks.ranking import Ranking
 from pipeline.tasks.ridge import SENTENCE
 from unipt import Outputs, SideTower, States, TwoTowers
-from unipt.bases import AnchorBase, MemoryBase
+from unipt.bases import KernelDirection, WhitenedMean
 from unipt.towers import TowerPooling
 
 Recipe = Literal["default", "vse_infinity", "clip4clip"]
@@ -154,25 +154,25 @@ class TwoTowersTrainConfig(TrainConfig):
     means in the cells of the last map."""
     media_frames: Literal["mean", "sequence"] = "mean"
     """Videos: the mean of the frames' embeddings, or one sequence of all their tokens."""
-    text_base: Literal["none", "anchor"] = "anchor"
-    """With "anchor" a text's embedding is the whitened mean of the last tap's tokens plus the side
+    text_base: Literal["none", "mean"] = "mean"
+    """With "mean" a text's embedding is the whitened mean of the last tap's tokens plus the side
     network's vector, and as wide as that tap: right for sentence encoders and little data. Beside a
     projected last tap, and with another embed_width, there is none."""
     text_side_weight: float = Field(default=0.05, ge=0)
     """Length of the side network's vector that is added to a text's base."""
     text_whitening: float = Field(default=0.25, ge=0, le=1)
     """How far a text's mean is whitened: 0 leaves it as it is, 1 makes all directions equal."""
-    media_base: Literal["none", "memory"] = "memory"
-    """With "memory" an image's or video's embedding is a kernel regression from all its layers to
+    media_base: Literal["none", "kernel"] = "kernel"
+    """With "kernel" an image's or video's embedding is a kernel regression from all its layers to
     the text base, whose keys are training rows, plus the side network's vector. Without a text base
     there is none."""
     media_side_weight: float = Field(default=0.5, ge=0)
     """Length of the side network's vector that is added to the kernel regression's."""
-    memory_keys: int = Field(default=2048, ge=1)
+    kernel_keys: int = Field(default=2048, ge=1)
     """Training items that the kernel regression keeps as keys, at most."""
-    memory_sharpness: float = Field(default=1.0, gt=0)
+    kernel_gamma: float = Field(default=1.0, gt=0)
     """Inverse square of the kernel's width, in units of a feature's deviation."""
-    memory_penalty: float = Field(default=0.5, gt=0)
+    kernel_ridge: float = Field(default=0.5, gt=0)
     """Weight of the kernel regression's ridge penalty; larger is smoother."""
     head: bool = False
     """Add a LayerNorm and a linear map after the pooling of both towers."""
@@ -299,13 +299,13 @@ class TwoTowersSystem(System):
     def fit(self, model: TwoTowers, config: TwoTowersTrainConfig, setup: Setup) -> None:
         """Fit the bases that the towers have."""
         base = model.text.base
-        if not isinstance(base, AnchorBase):
+        if not isinstance(base, WhitenedMean):
             return
         train = setup.splits["train"]
         texts = np.unique(train.samples["text"][:, 0]).astype(np.int64)
         base.fit(_anchors(setup, texts), config.text_whitening)
-        if isinstance(model.media.base, MemoryBase):
-            _fit_memory(model.media.base, model, config, setup)
+        if isinstance(model.media.base, KernelDirection):
+            _fit_kernel(model.media.base, model, config, setup)
 
     def passes(self, located: Located) -> list[Mapping[str, Ints]]:
         """Return the captions, then the items."""
@@ -333,14 +333,14 @@ def _bases(config: TwoTowersTrainConfig, setup: Setup) -> dict[str, dict[str, An
     if config.text_base == "none" or text.layout != "tokens" or projected or not fits:
         return {}
     found: dict[str, dict[str, Any]] = {
-        "text": {"base": "anchor", "side_weight": config.text_side_weight}
+        "text": {"base": "mean", "side_weight": config.text_side_weight}
     }
-    if config.media_base == "memory":
+    if config.media_base == "kernel":
         items = len(np.unique(setup.splits["train"].samples["media"][:, 0]))
         found["media"] = {
-            "base": "memory",
+            "base": "kernel",
             "side_weight": config.media_side_weight,
-            "memory_keys": min(config.memory_keys, items),
+            "kernel_keys": min(config.kernel_keys, items),
         }
     return found
 
@@ -394,27 +394,27 @@ def _anchors(setup: Setup, samples: Ints) -> torch.Tensor:
     return setup.memo.get(key, make, lambda found: found.nbytes)
 
 
-def _fit_memory(
-    memory: MemoryBase, model: TwoTowers, config: TwoTowersTrainConfig, setup: Setup
+def _fit_kernel(
+    kernel: KernelDirection, model: TwoTowers, config: TwoTowersTrainConfig, setup: Setup
 ) -> None:
     """Fit the kernel regression from an item's layers to the mean base of its captions."""
     train = setup.splits["train"]
     media = train.samples["media"][train.examples.first_of]  # [n, V]
     random = np.random.default_rng(config.seed)
-    count = max(len(memory.keys), MAX_ROWS // media.shape[1])
+    count = max(len(kernel.keys), MAX_ROWS // media.shape[1])
     items = np.sort(random.permutation(len(media))[:count])
-    keys = np.sort(random.permutation(len(items))[: len(memory.keys)])  # of the first view
+    keys = np.sort(random.permutation(len(items))[: len(kernel.keys)])  # of the first view
     wanted = _wanted(model, setup)[torch.from_numpy(items)]
     rows = media[items]
     fit_kernel(
-        memory,
+        kernel,
         setup,
         lambda: torch.cat([means_of(setup, model.media, "media", view) for view in rows.T]),
         keys,
         wanted.repeat(media.shape[1], 1),
         key=(*place(setup, "media"), samples_key(rows)),
-        gamma=config.memory_sharpness,
-        ridge=config.memory_penalty,
+        gamma=config.kernel_gamma,
+        ridge=config.kernel_ridge,
     )
 
 

@@ -85,7 +85,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
         max_length: int = 12,
         store: str | dict[str, str] = "float16",
         pool: str = "none",
-        memory: int = 0,
+        kernel_keys: int = 0,
         **tokenizer: object,
     ) -> Made:
         torch.manual_seed(1)
@@ -133,14 +133,14 @@ def make(tmp_path: Path) -> Callable[..., Made]:
             tower=tower,
             segments=towers,
             num_outputs=len(labels or "1"),
-            memory=memory,
+            kernel_keys=kernel_keys,
             units=labels is None,
         )
         if labels is None:
             classifier.scale.fill_(unscale[0])
             classifier.shift.fill_(unscale[1])
-        if classifier.memory is not None:
-            keys, values = classifier.memory.keys, classifier.memory.values
+        if classifier.kernel is not None:
+            keys, values = classifier.kernel.keys, classifier.kernel.values
             keys.copy_(torch.randn_like(keys))
             values.copy_(torch.randn_like(values))
         system = system_of(task)

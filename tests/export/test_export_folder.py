@@ -90,12 +90,12 @@ def test_cached_and_fused_agree_for_every_family(
 
 @pytest.mark.parametrize("pair", ["none", "separate"])
 def test_a_memory_is_exported(make: Callable[..., Any], tmp_path: Path, pair: str) -> None:
-    made = make(pair=pair, store="float32", memory=7)
+    made = make(pair=pair, store="float32", kernel_keys=7)
     report = export_model(made.job(), tmp_path / "out", forms=("torch_export",)).parity
     assert report.passed
     assert report.worst < 2e-5
     model = load_fused(tmp_path / "out")
-    assert torch.equal(model.side.memory.values, made.model.memory.values)
+    assert torch.equal(model.side.kernel.values, made.model.kernel.values)
 
 
 @pytest.mark.parametrize(("model_type", "pair"), [("bert", "separate"), ("gpt2", "none")])
@@ -121,12 +121,12 @@ def test_a_single_pair_is_traced_for_any_batch(make: Callable[..., Any], tmp_pat
     _check_other_sizes(torch.export.load(out / "model.pt2").module(), out)
 
 
-@pytest.mark.parametrize("memory", [0, 7])
+@pytest.mark.parametrize("kernel_keys", [0, 7])
 def test_onnx_takes_any_batch_and_length(
-    make: Callable[..., Any], tmp_path: Path, memory: int
+    make: Callable[..., Any], tmp_path: Path, kernel_keys: int
 ) -> None:
     ort = pytest.importorskip("onnxruntime")
-    made = make("distilbert", pair="separate", store="float32", memory=memory)
+    made = make("distilbert", pair="separate", store="float32", kernel_keys=kernel_keys)
     out = tmp_path / "out"
     report = export_model(made.job(), out, forms=("onnx",))
     rows = [row for row in report.parity.rows if row.artefact == "onnx"]

@@ -159,8 +159,8 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         train_config(tmp_path, preset="mdetr")
     data = settings(tmp_path)["data"]
     with pytest.raises(ConfigError) as error:
-        train_config(tmp_path, data=data | {"fit_on_dev": True}, patience=2, memory_keys=3)
-    for part in ("patience needs a dev split", "give memory_weight"):
+        train_config(tmp_path, data=data | {"fit_on_dev": True}, patience=2, kernel_keys=3)
+    for part in ("patience needs a dev split", "give kernel_weight"):
         assert part in str(error.value)
     with pytest.raises(ConfigError, match="are options of classification"):
         train_config(tmp_path, data=data | {"task": "regression"}, label_smoothing=0.1)

@@ -27,7 +27,7 @@ from pipeline.train import train
 from pipeline.training.job import make_model
 from pipeline.training.setup import make_loader, prepare
 from unipt import Outputs, TwoTowers, hinge_loss
-from unipt.bases import AnchorBase, MemoryBase
+from unipt.bases import KernelDirection, WhitenedMean
 
 
 def towers(path: Path) -> TwoTowers:
@@ -38,7 +38,7 @@ def towers(path: Path) -> TwoTowers:
 
 
 def test_the_bases_are_fitted_on_the_training_split(tmp_path: Path) -> None:
-    bases = {"text_base": "anchor", "text_side_weight": 0.25, "media_base": "memory"}
+    bases = {"text_base": "mean", "text_side_weight": 0.25, "media_base": "kernel"}
     values = settings(tmp_path, epochs=1, **bases)
     config = TwoTowersTrainConfig.build(values | {"embed_width": None})
     model = towers(train(config).path)
@@ -49,20 +49,20 @@ def test_the_bases_are_fitted_on_the_training_split(tmp_path: Path) -> None:
     lengths = setup.caches["text"].lengths["tokens"][samples].tolist()
     pooled = torch.stack([rows.float().mean(0) for rows in torch.split(read, lengths)])
     assert model.text.side_weight == 0.25
-    assert isinstance(model.text.base, AnchorBase)
+    assert isinstance(model.text.base, WhitenedMean)
     assert torch.allclose(model.text.base.center, pooled.mean(0), atol=1e-5)
     assert model.text.out_width == model.media.out_width == text.anchor.shape[0]
-    assert isinstance(model.media.base, MemoryBase)
+    assert isinstance(model.media.base, KernelDirection)
     assert len(model.media.base.keys) == len(np.unique(located.clean["media"]))
     assert model.media.base.values.abs().sum() > 0
 
 
 def test_a_memory_has_keys_at_most(tmp_path: Path) -> None:
-    values = settings(
-        tmp_path, epochs=1, text_base="anchor", media_base="memory", memory_keys=3
-    ) | {"embed_width": None}
+    values = settings(tmp_path, epochs=1, text_base="mean", media_base="kernel", kernel_keys=3) | {
+        "embed_width": None
+    }
     model = towers(train(TwoTowersTrainConfig.build(values)).path)
-    assert isinstance(model.media.base, MemoryBase)
+    assert isinstance(model.media.base, KernelDirection)
     assert model.media.base.keys.shape[0] == 3
 
 
@@ -141,11 +141,11 @@ def test_one_tap_of_any_kind_trains(tmp_path: Path, layout: str) -> None:
 
 
 def test_a_memory_of_one_tap_trains(tmp_path: Path) -> None:
-    bases = {"text_base": "anchor", "media_base": "memory", "memory_keys": 4}
+    bases = {"text_base": "mean", "media_base": "kernel", "kernel_keys": 4}
     taps = {"media_taps": ["block.1"], "text_taps": ["layer.1"]}
     values = settings(tmp_path, epochs=1, **bases, **taps) | {"embed_width": None}
     model = towers(train(TwoTowersTrainConfig.build(values)).path)
-    assert isinstance(model.media.base, MemoryBase)
+    assert isinstance(model.media.base, KernelDirection)
     first, second = model.media.base.keys.chunk(2, 1)  # the tap as target, and as anchor
     assert torch.equal(first, second)
 

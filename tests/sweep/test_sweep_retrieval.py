@@ -35,7 +35,7 @@ from pipeline.training.setup import assign_folds, prepare
 from unipt import Outputs
 from unipt.bases import KernelRows
 
-SPACE = {"lr": "log:1e-3..3e-2", "text_side_width": "4,8", "memory_sharpness": "0.5,1"}
+SPACE = {"lr": "log:1e-3..3e-2", "text_side_width": "4,8", "kernel_gamma": "0.5,1"}
 
 
 def pair_sweep(
@@ -191,10 +191,10 @@ def test_what_is_fitted_is_fitted_once_for_all_that_want_the_same(tmp_path, monk
     whole = fitted(memo)
     assert len(read) == 2  # the captions and the items
     same = fitted(memo, lr=0.5, text_side_width=4, dropout=0.0)
-    sharper = fitted(memo, memory_sharpness=3.0)
+    sharper = fitted(memo, kernel_gamma=3.0)
     assert len(read) == 2
     assert len(measured) == 1
-    alone = fitted(Memo(), memory_sharpness=3.0)
+    alone = fitted(Memo(), kernel_gamma=3.0)
     assert len(read) == 4
     for one, two in ((same, whole), (sharper, alone)):
         first, second = one.media.base.state_dict(), two.media.base.state_dict()

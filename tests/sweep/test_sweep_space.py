@@ -103,8 +103,8 @@ def test_a_field_without_effect_is_refused():
 
 
 def test_what_trials_are_not_scored_with_is_refused():
-    with pytest.raises(ConfigError, match="memory_keys: cannot be searched: trials are scored"):
-        Space.parse({"memory_keys": [1, 2]}).check(base())
+    with pytest.raises(ConfigError, match="kernel_keys: cannot be searched: trials are scored"):
+        Space.parse({"kernel_keys": [1, 2]}).check(base())
 
 
 def test_each_system_says_what_is_the_same_for_all_trials():
@@ -121,7 +121,7 @@ def test_each_system_says_what_is_the_same_for_all_trials():
     assert "recipe: is the same for all trials" in told
     assert "media_cache: is the same for all trials" in told
     assert "text_reduction: has no effect where text_side_width is given" in told
-    Space.parse({"memory_sharpness": "0.5,1"}).check(run)
+    Space.parse({"kernel_gamma": "0.5,1"}).check(run)
 
 
 def test_a_preset_of_another_input_is_refused():
@@ -203,7 +203,7 @@ def test_a_command_line_can_narrow_the_run():
         ({"workers": 2, "scheduler": "tcp://a:1"}, "not both"),
         ({"patience": 2}, "pruner none"),
         ({"run": {"data": {"fit_on_dev": True}}}, "leaves no dev split"),
-        ({"memory_keys": 5, "refit": "train+dev"}, "give memory_weight"),
+        ({"kernel_keys": 5, "refit": "train+dev"}, "give kernel_weight"),
         ({"sampler": "annealing"}, "'tpe', 'random', 'grid' or 'qmc'"),
     ],
 )

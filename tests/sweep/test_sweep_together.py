@@ -39,7 +39,7 @@ VARIED: list[dict[str, Any]] = [
 TOWERS: list[dict[str, Any]] = [
     {"lr": 1e-2, "ema": 0.5, "media_noise": 1.0},
     {"loss": "hinge", "text_side_width": 4, "dropout": 0.0, "media_drop": 0.3},
-    {"memory_sharpness": 3.0, "epochs": 1, "learn_scale": True},
+    {"kernel_gamma": 3.0, "epochs": 1, "learn_scale": True},
 ]
 
 
@@ -180,8 +180,8 @@ OTHER: dict[str, Any] = {
 TEXTS: dict[str, Any] = {
     **{"preset": "vse_text", "reduction": 4.0, "side_width": 3, "out_width": 3, "noise": 0.5},
     **{"input_norm": "none", "pooling": "mean", "label_smoothing": 0.5, "token_drop": 0.5},
-    **{"class_weights": "balanced", "memory_keys": 3, "memory_weight": 1.0},
-    **{"memory_sharpness": 3.0, "memory_penalty": 3.0, "taps": ["layer.*"], "views": 1},
+    **{"class_weights": "balanced", "kernel_keys": 3, "kernel_weight": 1.0},
+    **{"kernel_gamma": 3.0, "kernel_ridge": 3.0, "taps": ["layer.*"], "views": 1},
 }
 PAIRS: dict[str, Any] = {
     **{"embed_width": 8, "head": True, "loss": "hinge", "logit_scale": 3.0, "learn_scale": True},
@@ -190,7 +190,7 @@ PAIRS: dict[str, Any] = {
     **{"text_input_norm": "none", "media_input_norm": "none", "text_pooling": "max"},
     **{"media_pooling": "max", "media_side": "tokens", "media_frames": "sequence"},
     **{"text_base": "none", "text_side_weight": 0.5, "text_whitening": 0.5, "media_base": "none"},
-    **{"media_side_weight": 0.7, "memory_keys": 3, "memory_sharpness": 3.0, "memory_penalty": 3.0},
+    **{"media_side_weight": 0.7, "kernel_keys": 3, "kernel_gamma": 3.0, "kernel_ridge": 3.0},
     **{"text_options": {"eps": 1e-3}, "media_options": {"eps": 1e-3}, "text_noise": 0.5},
     **{"media_noise": 0.5, "text_drop": 0.5, "media_drop": 0.5},
     **{"text_taps": ["layer.2"], "media_taps": ["block.1"], "views": 1},

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unipt.bases import AnchorBase, KernelRegression, KernelRows, MemoryBase
+from unipt.bases import KernelDirection, KernelRegression, KernelRows, WhitenedMean
 
 
 def rows(count: int = 40, width: int = 6) -> Tensor:
@@ -15,7 +15,7 @@ def rows(count: int = 40, width: int = 6) -> Tensor:
 
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
 def test_whitening_shrinks_the_spread_of_the_variances(whitening: float) -> None:
-    base = AnchorBase(6)
+    base = WhitenedMean(6)
     base.fit(rows(400), whitening)
     found = base(rows(400))
     assert torch.allclose(found.mean(0), torch.zeros(6), atol=1e-5)
@@ -29,7 +29,7 @@ def test_whitening_shrinks_the_spread_of_the_variances(whitening: float) -> None
 
 
 def test_equal_rows_are_not_blown_up() -> None:
-    base = AnchorBase(6)
+    base = WhitenedMean(6)
     states = torch.full((10, 6), 2.0) + 1e-4 * torch.randn(10, 6)
     base.fit(states, 0.5)
     assert base(states).norm(dim=1).max() < 0.1
@@ -37,8 +37,8 @@ def test_equal_rows_are_not_blown_up() -> None:
 
 def test_every_row_a_key_is_kernel_ridge_regression() -> None:
     features, wanted = rows().double(), torch.randn(40, 3).double()
-    memory = MemoryBase(keys=40, width=6, out_width=3).double()
-    memory.fit(KernelRows.of(features, torch.arange(40)), wanted, sharpness=0.7, ridge=0.3)
+    memory = KernelDirection(keys=40, width=6, out_width=3).double()
+    memory.fit(KernelRows.of(features, torch.arange(40)), wanted, gamma=0.7, ridge=0.3)
     scaled = (features - features.mean(0)) / features.std(0, correction=0)
     fresh = (rows(8).double() + 0.3 - features.mean(0)) / features.std(0, correction=0)
     among, given = (
@@ -51,7 +51,7 @@ def test_every_row_a_key_is_kernel_ridge_regression() -> None:
 
 def test_fewer_keys_approximate_all() -> None:
     features, wanted = rows(200), torch.tanh(rows(200)[:, :3] - 3.0)
-    whole, part = (MemoryBase(keys=keys, width=6, out_width=3) for keys in (200, 60))
+    whole, part = (KernelDirection(keys=keys, width=6, out_width=3) for keys in (200, 60))
     for memory in (whole, part):
         memory.fit(KernelRows.of(features, torch.arange(len(memory.keys))), wanted)
     cosine = (whole(features) * part(features)).sum(1)
@@ -60,21 +60,21 @@ def test_fewer_keys_approximate_all() -> None:
 
 def test_a_constant_feature_does_not_count() -> None:
     features = torch.cat((rows(), torch.full((40, 1), 5.0)), 1)
-    memory = MemoryBase(keys=40, width=7, out_width=2)
+    memory = KernelDirection(keys=40, width=7, out_width=2)
     memory.fit(KernelRows.of(features, torch.arange(40)), torch.randn(40, 2))
     assert torch.isfinite(memory(features)).all()
 
 
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="of at least 1"):
-        MemoryBase(keys=0, width=3, out_width=2)
+        KernelDirection(keys=0, width=3, out_width=2)
 
 
 def test_weights_solve_the_weighted_normal_equations() -> None:
     features, wanted = rows().double(), torch.randn(40, 2).double()
     weights, keys = torch.rand(40).double() + 0.1, torch.arange(0, 40, 4)
     memory = KernelRegression(keys=10, width=6, out_width=2).double()
-    memory.fit(KernelRows.of(features, keys), wanted, sharpness=0.7, ridge=0.3, weights=weights)
+    memory.fit(KernelRows.of(features, keys), wanted, gamma=0.7, ridge=0.3, weights=weights)
     scaled = (features - features.mean(0)) / features.std(0, correction=0)
     between = torch.exp(-0.7 / 6 * torch.cdist(scaled, scaled[keys]).square())
     slope = between.T @ (weights[:, None] * (between @ memory.values - wanted))

@@ -255,11 +255,11 @@ def cast_to(dtype: torch.dtype, given: dict[str, States]) -> dict[str, States]:
 
 @pytest.mark.parametrize("segments", [1, 2])
 def test_a_memory_is_added_to_the_head(segments: int) -> None:
-    model = build(segments=segments, memory=5)
+    model = build(segments=segments, kernel_keys=5)
     plain = build(segments=segments)
     plain.load_state_dict(model.state_dict(), strict=False)
     given = towers(segments)
-    memory = model.memory
+    memory = model.kernel
     assert memory is not None
     means = []
     for n in range(segments):

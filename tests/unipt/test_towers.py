@@ -400,7 +400,7 @@ def test_towers_that_do_not_meet_are_refused() -> None:
 def test_an_anchor_base_is_the_centred_mean_of_the_anchor(packed: bool) -> None:
     states, mask = texts()
     net = tower(
-        replace(TOKENS, out_width=6), pooling="mean", normalize=False, base="anchor",
+        replace(TOKENS, out_width=6), pooling="mean", normalize=False, base="mean",
         side_weight=0.5,
     )  # fmt: skip
     center = torch.arange(6.0)
@@ -427,16 +427,16 @@ def test_an_anchor_base_is_the_centred_mean_of_the_anchor(packed: bool) -> None:
 
 @pytest.mark.parametrize("side", [MAPS, CLIP, TOKENS])
 def test_an_anchor_base_needs_tokens_as_wide_as_the_embedding(side: Any) -> None:
-    with pytest.raises(ValueError, match="base='anchor' needs"):
-        SideTower(side=side, pooling="none" if side is CLIP else "mean", base="anchor")
+    with pytest.raises(ValueError, match="base='mean' needs"):
+        SideTower(side=side, pooling="none" if side is CLIP else "mean", base="mean")
 
 
 def test_a_memory_base_is_added_in_evaluation_only() -> None:
     torch.manual_seed(0)
     maps, wanted = small_maps(), F.normalize(torch.randn(5, MAPS.out_width), dim=1)
-    net = tower(MAPS, pooling="mean", base="memory", memory_keys=5, side_weight=0.25)
+    net = tower(MAPS, pooling="mean", base="kernel", kernel_keys=5, side_weight=0.25)
     features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
-    net.base.fit(KernelRows.of(features, torch.arange(5)), wanted, sharpness=8.0, ridge=1e-6)
+    net.base.fit(KernelRows.of(features, torch.arange(5)), wanted, gamma=8.0, ridge=1e-6)
     *targets, anchor = maps
     with_memory = net.eval()(anchor, targets).vector
     base, net.base = net.base, None
@@ -449,11 +449,11 @@ def test_a_memory_of_clips_sees_the_mean_of_their_frames() -> None:
     torch.manual_seed(0)
     maps, wanted = small_maps(), F.normalize(torch.randn(2, MAPS.out_width), dim=1)
     net = tower(
-        MAPS, pooling="mean", frames="mean", base="memory", memory_keys=2, side_weight=0.0
+        MAPS, pooling="mean", frames="mean", base="kernel", kernel_keys=2, side_weight=0.0
     ).eval()
     features = torch.cat([each.mean((2, 3)) for each in maps], 1)  # [5, F]
     clips = torch.stack([features[:3].mean(0), features[3:].mean(0)])
-    net.base.fit(KernelRows.of(clips, torch.arange(2)), wanted, sharpness=8.0, ridge=1e-6)
+    net.base.fit(KernelRows.of(clips, torch.arange(2)), wanted, gamma=8.0, ridge=1e-6)
     *targets, anchor = maps
     close(net(anchor, targets, frames=torch.tensor([0, 3, 5])).vector, wanted)
 

@@ -52,12 +52,12 @@ def test_it_lowers_the_dev_loss_and_repeats(tmp_path: Path, kind: str) -> None:
         extra["data"] = PAIRS | {"train": str(file), "pair": pair}
         cached(tmp_path, extra["data"])  # type: ignore[arg-type]
     configs = [
-        train_config(tmp_path, name, memory_keys=keys, **extra)
+        train_config(tmp_path, name, kernel_keys=keys, **extra)
         for name, keys in (("alone", 0), ("whole", 30), ("again", 30))
     ]
     results = [train(config) for config in configs]
     runs = [Run.open(result.path) for result in results]
-    assert [classifier(run).memory is None for run in runs] == [True, False, False]
+    assert [classifier(run).kernel is None for run in runs] == [True, False, False]
     assert dev_loss(runs[1], configs[1]) < dev_loss(runs[0], configs[0])
     assert torch.equal(*(outputs(run, configs[1], "test") for run in runs[1:]))
     assert results[0].parameters == results[1].parameters
@@ -68,7 +68,7 @@ def test_it_lowers_the_dev_loss_and_repeats(tmp_path: Path, kind: str) -> None:
 
 def test_the_network_is_trained_as_without(tmp_path: Path) -> None:
     runs = [
-        Run.open(train(train_config(tmp_path, name, memory_keys=keys)).path)
+        Run.open(train(train_config(tmp_path, name, kernel_keys=keys)).path)
         for name, keys in (("alone", 0), ("whole", 12))
     ]
     alone, whole = (classifier(run).state_dict() for run in runs)
@@ -81,8 +81,8 @@ def test_the_network_is_trained_as_without(tmp_path: Path) -> None:
 
 def test_of_many_rows_some_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 20)
-    run = Run.open(train(train_config(tmp_path, memory_keys=1000)).path)
-    memory = classifier(run).memory
+    run = Run.open(train(train_config(tmp_path, kernel_keys=1000)).path)
+    memory = classifier(run).kernel
     assert memory is not None
     assert memory.keys.shape == (20, 24)
     assert np.isfinite(memory.values.numpy()).all()
@@ -90,11 +90,11 @@ def test_of_many_rows_some_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_dev_its_weight_must_be_given(tmp_path: Path) -> None:
     data = train_config(tmp_path).data.model_dump() | {"fit_on_dev": True}
-    with pytest.raises(ConfigError, match="give memory_weight"):
-        train_config(tmp_path, memory_keys=5, data=data)
+    with pytest.raises(ConfigError, match="give kernel_weight"):
+        train_config(tmp_path, kernel_keys=5, data=data)
     runs = [
-        Run.open(train(train_config(tmp_path, name, memory_keys=5, data=data, **given)).path)
-        for name, given in (("one", {"memory_weight": 1.0}), ("two", {"memory_weight": 2.0}))
+        Run.open(train(train_config(tmp_path, name, kernel_keys=5, data=data, **given)).path)
+        for name, given in (("one", {"kernel_weight": 1.0}), ("two", {"kernel_weight": 2.0}))
     ]
     one, two = (classifier(run).state_dict() for run in runs)
     assert torch.equal(2 * one.pop("memory.values"), two.pop("memory.values"))
@@ -102,9 +102,9 @@ def test_without_dev_its_weight_must_be_given(tmp_path: Path) -> None:
 
 
 def test_the_run_says_what_dev_chose(tmp_path: Path) -> None:
-    chosen = Run.open(train(train_config(tmp_path, "a", memory_keys=12)).path)
-    weight = chosen.info["memory_weight"]
-    given = Run.open(train(train_config(tmp_path, "b", memory_keys=12, memory_weight=weight)).path)
-    config = train_config(tmp_path, "a", memory_keys=12)
+    chosen = Run.open(train(train_config(tmp_path, "a", kernel_keys=12)).path)
+    weight = chosen.info["kernel_weight"]
+    given = Run.open(train(train_config(tmp_path, "b", kernel_keys=12, kernel_weight=weight)).path)
+    config = train_config(tmp_path, "a", kernel_keys=12)
     ratio = outputs(chosen, config, "test") / outputs(given, config, "test")
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
