@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.sentences import movie_sentences, random_bert
 from benchmarks.side import TOWER, states_of, token_classifier
-from cache import Cache, JointLoader, Source, TapSpec
+from cache import Cache, Loader, Source, TapSpec
 from pipeline.backbones import TextBackbone, load_backbone
 from pipeline.backbones.encoding import EncodedTexts
 from pipeline.extract import extract_inputs
@@ -61,7 +61,7 @@ def official_epoch(
 
 
 def cached_epoch(
-    loader: JointLoader, taps: Sequence[TapSpec], net: SideClassifier, labels: Tensor
+    loader: Loader, taps: Sequence[TapSpec], net: SideClassifier, labels: Tensor
 ) -> list[float]:
     """Read the states at every step; return the losses."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -90,7 +90,7 @@ def main(samples: int, batch_size: int, side_width: int, repeats: int, device: s
         cache = Cache.open(Path(folder) / "cache")
         found = cache.find(np.stack([np.frombuffer(x.key(), np.uint8) for x in inputs]))
         source = Source(cache=cache, samples=found)
-        loader = JointLoader({TOWER: source}, batch_size=batch_size, seed=0, tier="host")
+        loader = Loader({TOWER: source}, batch_size=batch_size, seed=0, tier="host")
         labels = torch.arange(samples, device=backbone.device) % 2
         encoded = backbone.encode(inputs)
         batches = loader.batches(0)

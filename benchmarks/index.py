@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import report
-from cache import Cache, CacheWriter, Fingerprint, JointLoader, Source, TapSpec
+from cache import Cache, CacheWriter, Fingerprint, Loader, Source, TapSpec
 
 
 def peak_bytes() -> int:
@@ -71,7 +71,7 @@ def measure(path: Path) -> dict[str, float]:
     figures["bytes"] = float(peak_bytes() - base)
     start = time.perf_counter()
     source = Source(cache=cache, samples=np.arange(cache.n_samples))
-    loader = JointLoader({"it": source}, batch_size=32, seed=0)
+    loader = Loader({"it": source}, batch_size=32, seed=0)
     epoch = loader.epoch(0)
     next(epoch)
     figures["first batch"] = time.perf_counter() - start

@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.activations import TAPS, WIDTH, Activations
 from benchmarks.common import interleaved, paired_ratio, report
-from cache import Cache, JointLoader, Source
+from cache import Cache, Loader, Source
 from cache.format.spec import Ints
 
 BATCH = 32
@@ -72,7 +72,7 @@ def loader_epochs(cache: Cache, samples: Ints, tier: str, *, by_zarr: bool = Fal
     """Return our loader; its blocks read by zarr-python if asked."""
     options: dict[str, Any] = {"tier": tier, "threads": 1 if by_zarr else None}
     source = Source(cache=cache, samples=samples)
-    loader = JointLoader({"it": source}, batch_size=BATCH, seed=0, **options)
+    loader = Loader({"it": source}, batch_size=BATCH, seed=0, **options)
     (feed,) = loader.feeds.values()
     (store,) = feed._stores
     if (store.capacity < cache.geometry.n_blocks) != (tier == "disk"):

@@ -30,7 +30,7 @@ from benchmarks.activations import TAPS, WIDTH, Activations, forget
 from benchmarks.common import interleaved, paired_ratio, report
 from cache import Cache
 from cache.format.spec import Ints
-from cache.loading.joint import default_threads, more_threads
+from cache.loading.loader import default_threads, more_threads
 from cache.reading.buffers import BatchBuffers
 
 Run = Callable[[], None]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.common import interleaved, paired_ratio, report
 from benchmarks.published import TOWERS, System, build_systems, live_part
-from cache import JointBatch
+from cache import Batch
 from pipeline.backbones import Backbone, Encoded
 from pipeline.data import Ints
 from pipeline.systems import Setup
@@ -72,7 +72,7 @@ class Recomputed:
             inputs = setup.splits["train"].examples.inputs(tower, backbone.modality)
             self.backbones[tower], self.encoded[tower] = backbone, backbone.encode(inputs)
 
-    def batches(self, wanted: Iterable[Ints]) -> Iterator[JointBatch]:
+    def batches(self, wanted: Iterable[Ints]) -> Iterator[Batch]:
         """Yield a batch for the captions at each of the positions; one more is decoded ahead."""
         with ThreadPoolExecutor(1, "decode") as thread:
             ahead: list[tuple[Ints, Future[Prepared]]] = []
@@ -88,15 +88,15 @@ class Recomputed:
         return {tower: (encoded[tower], self.backbones[tower].prepare(encoded[tower]))
                 for tower in TOWERS}  # fmt: skip
 
-    def _batch(self, positions: Ints, prepared: Future[Prepared]) -> JointBatch:
+    def _batch(self, positions: Ints, prepared: Future[Prepared]) -> Batch:
         parts = {}
         for tower, (encoded, ready) in prepared.result().items():
             backbone, taps = self.backbones[tower], self.taps[tower]
             parts[tower] = live_part(backbone, taps, encoded, prepared=ready)
-        return JointBatch(parts=parts, index=torch.from_numpy(positions))
+        return Batch(parts=parts, index=torch.from_numpy(positions))
 
 
-def epoch(job: Job, read: Iterable[JointBatch], batches: int) -> list[float]:
+def epoch(job: Job, read: Iterable[Batch], batches: int) -> list[float]:
     """Take a step on each of the epoch's batches; return the losses."""
     losses = []
     job.model.train()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cache import JointBatch, TapSpec
+from cache import Batch, TapSpec
 from pipeline.systems.states import tower_states
 from pipeline.systems.taps import TowerTaps
 from unipt import SideClassifier, SideNetworkConfig, SideTower, States
@@ -35,7 +35,7 @@ def token_classifier(
     return net.to(device)
 
 
-def states_of(batch: JointBatch, taps: Sequence[TapSpec], device: torch.device) -> States:
+def states_of(batch: Batch, taps: Sequence[TapSpec], device: torch.device) -> States:
     """Return the states of a batch of one source, as a training reads them."""
     (part,) = batch.parts.values()
     return tower_states(part, TowerTaps(tuple(taps)), device)

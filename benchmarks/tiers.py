@@ -33,19 +33,19 @@ from torch import Tensor, nn
 from benchmarks.activations import Activations, forget
 from benchmarks.common import interleaved, report, synchronize
 from benchmarks.side import TOWER, states_of, token_classifier
-from cache import Cache, JointBatch, JointLoader, Source, TapSpec, Tier
+from cache import Batch, Cache, Loader, Source, TapSpec, Tier
 
 BATCH = 32
 SIDE_WIDTH = 192
 
 
-def make_loader(cache: Cache, tier: Tier, device: torch.device) -> JointLoader:
+def make_loader(cache: Cache, tier: Tier, device: torch.device) -> Loader:
     """Return a shuffled loader; the disk tier with two windows of blocks, whatever is free."""
     source = Source(cache=cache, samples=np.arange(cache.n_samples))
-    return JointLoader({TOWER: source}, batch_size=BATCH, seed=0, tier=tier, device=device)
+    return Loader({TOWER: source}, batch_size=BATCH, seed=0, tier=tier, device=device)
 
 
-def reading(loader: JointLoader) -> Callable[[], None]:
+def reading(loader: Loader) -> Callable[[], None]:
     """Return a run through one epoch, another each time."""
     number = iter(range(1, 10**9))
 
@@ -69,7 +69,7 @@ class Training:
         self.net = token_classifier(taps, SIDE_WIDTH, device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4)
 
-    def step(self, batch: JointBatch) -> None:
+    def step(self, batch: Batch) -> None:
         """Take one optimizer step."""
         fast = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
@@ -82,7 +82,7 @@ class Training:
         self.optimizer.step()
         synchronize()
 
-    def waiting(self, batches: Iterator[JointBatch], most: int) -> dict[str, float]:
+    def waiting(self, batches: Iterator[Batch], most: int) -> dict[str, float]:
         """Train on at most so many batches; return seconds, those waited, and samples."""
         found = {"seconds": 0.0, "waited": 0.0, "samples": 0.0}
         start = time.perf_counter()

@@ -25,8 +25,7 @@ from .format.calibration import Calibration, calibration_samples
 from .format.fingerprint import Fingerprint
 from .format.layout import CacheLayout, plan_layout
 from .format.spec import Kind, StorageType, TapSpec
-from .loading.joint import JointBatch, JointLoader
-from .loading.narrow import Batch, Loader
+from .loading.loader import Batch, Loader
 from .loading.sources import Part, Source
 from .memory import Tier, available_memory
 from .reading.cache import Cache
@@ -65,8 +64,6 @@ __all__ = [
     "GcReport",
     "InvalidLocation",
     "InvalidTap",
-    "JointBatch",
-    "JointLoader",
     "Kind",
     "Leftover",
     "Listing",

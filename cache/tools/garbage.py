@@ -136,7 +136,7 @@ def _leftovers(path: Path, *, mine: bool = False) -> list[Leftover]:
         raise CacheLocked("a living process writes it")
     files = sorted(file for file in path.rglob("*") if file.is_file() or file.is_symlink())
     if not (path / ROOT).exists():
-        foreign = [file for file in files if not _is_begun(file.relative_to(path))]
+        foreign = [file for file in files if not _is_beginning(file.relative_to(path))]
         if foreign or (path / COMPLETE).exists():
             raise CacheError(f"{ROOT} is missing, and it holds more than the beginning of a cache")
         return [_leftover(file, "of a cache whose metadata were never written") for file in files]
@@ -153,7 +153,7 @@ def _leftovers(path: Path, *, mine: bool = False) -> list[Leftover]:
     return items
 
 
-def _is_begun(file: Path) -> bool:
+def _is_beginning(file: Path) -> bool:
     """Return whether a writer makes this file before the root metadata."""
     parts = file.parts
     inside = parts[0] in (ACTIVATIONS, INDEX) and parts[-1].removesuffix(PARTIAL) == ROOT

@@ -15,7 +15,7 @@ from ..format.geometry import COMPLETE, LEDGER, ROOT
 from ..format.layout import encode_complete
 from ..format.ledger import Entry, encode_ledger
 from ..reading.cache import Cache
-from ..storage.files import holds, make_folders, read_exact, remove, write_atomic
+from ..storage.files import read_exact, remove, write_if_different
 from ..storage.lease import lock_writing
 from ..storage.location import Location, parse_location
 from ..storage.records import Manifest, altered_metadata, inspect_shard, read_ledger, read_manifest
@@ -227,18 +227,12 @@ def _repair(found: Manifest, findings: _Findings) -> bool:
         )
     finished = record.is_file()
     for name in altered_metadata(found.path, found.files):
-        _restore(found.path / name, found.files[name])
+        write_if_different(found.path / name, found.files[name])
     ledger = encode_ledger(findings.good.values())
-    _restore(found.path / LEDGER, ledger)
+    write_if_different(found.path / LEDGER, ledger)
     if finished and findings.index_sound and len(findings.good) == geometry.n_shards:
-        _restore(record, encode_complete(geometry, found.config, ledger))
+        write_if_different(record, encode_complete(geometry, found.config, ledger))
         return True
     if finished:
         remove(record)
     return False
-
-
-def _restore(file: Location, content: bytes) -> None:
-    if not holds(file, content):
-        make_folders(file.parent)
-        write_atomic(file, content)

@@ -1,11 +1,11 @@
-"""What a writer finds before the first shard: other things, or a cache that was begun."""
+"""What a writer finds before the first shard: other things, or an unfinished cache."""
 
 import torch
 from torch import Tensor
 
 from ..errors import CacheDamaged, CacheError
 from ..format.geometry import ACTIVATIONS, COMPLETE, INDEX, LEDGER, LOCK, ROOT, Geometry
-from ..storage.files import PARTIAL, holds, write_atomic
+from ..storage.files import PARTIAL
 from ..storage.location import Location, ObjectPath
 from ..storage.records import Manifest, read_index
 
@@ -30,7 +30,7 @@ def refuse_foreign(root: Location) -> None:
 
 
 def saved_rms(found: Manifest) -> dict[str, Tensor]:
-    """Return the size of each channel of int8 that a cache was begun with."""
+    """Return the size of each channel of int8 that an existing cache has."""
     rms: dict[str, Tensor] = {}
     for stack in found.geometry.quantized_stacks:
         try:
@@ -46,9 +46,3 @@ def saved_rms(found: Manifest) -> dict[str, Tensor]:
 def unit_rms(geometry: Geometry) -> dict[str, Tensor]:
     """Return a size of 1 for every channel of int8."""
     return {name: torch.ones(s.channels) for s in geometry.quantized_stacks for name in s.tap_names}
-
-
-def write_if_different(path: Location, content: bytes) -> None:
-    """Write a small file unless it already has this content."""
-    if not holds(path, content):
-        write_atomic(path, content)

@@ -45,11 +45,12 @@ from ..storage.files import (
     remove,
     write_atomic,
     write_group,
+    write_if_different,
 )
 from ..storage.lease import WriterLease, lock_writing
 from ..storage.location import Location, ObjectPath, files_below, parse_location
 from ..storage.records import Manifest, altered_metadata, inspect_shard, read_ledger, read_manifest
-from .preflight import refuse_foreign, saved_rms, unit_rms, write_if_different
+from .preflight import refuse_foreign, saved_rms, unit_rms
 from .shard import ShardBuffer
 
 

@@ -168,7 +168,8 @@ class UniPTModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def compared(self, outputs: Outputs) -> Tensor:
         """Return what an artefact is held to, [B, K]: all values, side by side."""
-        return torch.cat([value.flatten(1).float() for value in outputs.values.values()], 1)
+        values = [outputs.values[name] for name in sorted(outputs.values)]
+        return torch.cat([value.flatten(1).float() for value in values], 1)
 
     def answers(self, found: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Return the answer that each row [B, K] of `compared` stands for, [B].

@@ -55,7 +55,7 @@ class TextData(DataConfig):
             problems.append(f"label_margin must not be negative, not {self.label_margin}")
         if self.label_margin and self.label_threshold is None:
             problems.append("label_margin needs label_threshold")
-        if self.label_threshold is not None and self.task != "classification":
+        if self.label_threshold is not None and (self.scored or self.preset):
             problems.append("label_threshold makes classes: it needs task classification")
         if self.label_names is not None and len(set(self.label_names)) != len(self.label_names):
             problems.append(f"label_names has duplicates: {self.label_names}")
@@ -77,6 +77,11 @@ class TextData(DataConfig):
     def kind(self) -> str:
         """The family of the task: "classification" or "regression"."""
         return self.preset.kind if self.preset else self.task
+
+    @property
+    def scored(self) -> bool:
+        """Whether targets are scores instead of classes."""
+        return self.kind == "regression"
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {"coco": {"folds": 5}, "msvd": {"m2t_over": "items"}}

@@ -29,7 +29,7 @@ def label_names(source: Source, config: TextData) -> tuple[str, ...] | None:
     Raises:
         DataError: the training rows show fewer than two classes.
     """
-    if config.kind == "regression":
+    if config.scored:
         return None
     if config.label_names is not None:
         return config.label_names

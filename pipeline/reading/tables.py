@@ -210,9 +210,12 @@ def _parquet(path: Path) -> Table:
 def _from_dataset(source: str, split: Any) -> Table:
     columns = tuple(split.column_names)
     rows = list(zip(*(list(split[name]) for name in columns), strict=True))
+    features = {  # of a list, its elements'
+        name: getattr(feature, "feature", feature) for name, feature in split.features.items()
+    }
     names = {
         name: tuple(feature.names)
-        for name, feature in split.features.items()
+        for name, feature in features.items()
         if hasattr(feature, "names")
     }
     return Table(

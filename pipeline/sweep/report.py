@@ -131,7 +131,7 @@ def _confidence(sweep: Path) -> list[str]:
         return [
             page.section(
                 f"Layers of the winner{', ' * bool(name)}{escape(name)}",
-                f"How much the winner trusts each layer ({split}; mean and deviation).",
+                f"The winner's confidence in each layer ({split}; mean and deviation).",
                 charts.confidence([short_name(tap) for tap in layers], groups),
             )
             for name, layers, groups in panels

@@ -104,7 +104,7 @@ class Trainer:
         """Return how many of these trainings a unit takes at most, and why as a sentence."""
         asked = self.config.together
         if asked is not None:
-            return asked, f"{asked} trainings share each read of the caches at most, as asked for"
+            return asked, f"{_sharing(asked)}, at most, as asked for"
         device = self.setup(*group[0]).device
         free = free_device_memory(device)
         limit = (available_memory() if free is None else free) // (2 * workers)
@@ -116,9 +116,7 @@ class Trainer:
             why = f"{count + 1} would need {size((count + 1) * each)} of {size(limit)}"
         elif workers > 1:
             why += f" for {workers} workers"
-        shared = f"{count} trainings share each read of the caches"
-        told = "1 training reads the caches alone" if count == 1 else shared
-        return count, f"{told}, as {why}; {size(each)} each for weights and moments"
+        return count, f"{_sharing(count)}, as {why}; {size(each)} each for weights and moments"
 
     def _bytes(self, config: TrainConfig, fold: int) -> int:
         """Return the bytes that a training holds beside its batch; 0 where values do not fit."""
@@ -128,8 +126,8 @@ class Trainer:
                 model = setup.system.build(config, setup)
             except ConfigError:
                 return 0
-        state = sum(value.nbytes for value in model.state_dict().values())
-        trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
+        state: int = sum(value.nbytes for value in model.state_dict().values())
+        trained: int = sum(each.nbytes for each in model.parameters() if each.requires_grad)
         return STATES * state + MOMENTS * trained
 
     def train(
@@ -209,3 +207,9 @@ class Trainer:
         config.out.mkdir(parents=True, exist_ok=True)
         now, own = progress_of(read_checkpoint(state)), identity(config, setup)
         return finish(config, setup, model, now, identity=own, tier="the units of a sweep")
+
+
+def _sharing(count: int) -> str:
+    if count == 1:
+        return "each training reads the caches for itself"
+    return f"{count} trainings share each read of the caches"

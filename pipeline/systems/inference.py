@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Cache, JointLoader, Source
+from cache import Cache, Loader, Source
 from pipeline.data import Ints
 from pipeline.systems.base import Setup, System
 from pipeline.systems.locate import Located
@@ -95,7 +95,7 @@ def infer(
     rows = np.stack([samples[name] for name in names], 1)  # [n, towers]
     present, where = np.unique(rows, axis=0, return_inverse=True)
     order = np.argsort(caches[names[0]].table.block[present[:, 0]], kind="stable")
-    loader = JointLoader(
+    loader = Loader(
         {
             name: Source(
                 cache=caches[name],

@@ -85,7 +85,7 @@ class TextTrainConfig(TrainConfig):
         """Return what of the task, the memory and the splits does not go together."""
         problems = super().contradictions()
         smooths = self.label_smoothing or self.class_weights != "none"
-        if self.data.kind == "regression" and smooths:
+        if self.data.scored and smooths:
             problems.append("label_smoothing and class_weights are options of classification")
         if self.data.fit_on_dev and self.memory_keys and self.memory_weight is None:
             problems.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import Cache, JointLoader, Location, Source
+from cache import Cache, Loader, Location, Source
 from pipeline.config import ConfigError
 from pipeline.data import Dataset, Ints
 from pipeline.systems import Setup, Tower, system_of
@@ -57,7 +57,7 @@ def prepare(config: TrainConfig, memo: Memo | None = None) -> Setup:
         for name, each in options.items()
     }
     for name, each in options.items():
-        _check_tower(towers[name], each, taps[name])
+        _check_tower(towers[name], each, taps[name], caches[name])
     if config.max_tokens is not None and not any(each.axis for each in taps.values()):
         raise ConfigError(
             "max_tokens bounds the tokens of a batch, and the caches hold states of fixed shape; "
@@ -99,10 +99,10 @@ def _located(
     return {split: find(split) for split in dataset.splits}
 
 
-def _check_tower(tower: Tower, options: TowerOptions, taps: TowerTaps) -> None:
+def _check_tower(tower: Tower, options: TowerOptions, taps: TowerTaps, cache: Cache) -> None:
     """Refuse a cache of another kind of input, and drops where there is nothing to drop."""
-    reads_frames = "video" in tower.modalities
-    if taps.layout not in tower.layouts or (taps.clips and not reads_frames):
+    modality = modality_of(cache, tower.modalities[0])
+    if taps.layout not in tower.layouts or modality not in tower.modalities:
         raise ConfigError(
             f"{options.cache} holds {taps.anchor.kind} taps, and this tower reads "
             f"{' or '.join(tower.modalities)} ({', '.join(tower.layouts)}); did two caches change "
@@ -121,9 +121,9 @@ def _no_bytes(_: object) -> int:
     return 0
 
 
-def make_loader(config: TrainConfig, setup: Setup) -> JointLoader:
+def make_loader(config: TrainConfig, setup: Setup) -> Loader:
     """Return the shuffled loader of the training examples."""
-    return JointLoader(**loader_options(config, setup))
+    return Loader(**loader_options(config, setup))
 
 
 def loader_options(config: TrainConfig, setup: Setup) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import JointLoader, Source
+from cache import Loader, Source
 from pipeline.data import Ints
 from pipeline.systems import Setup, Sides
 from pipeline.systems.kernel import place, samples_key
@@ -53,7 +53,7 @@ def _measured(tower: str, setup: Setup, samples: Ints, cells: bool) -> Moments:
     cache, taps = setup.caches[tower], setup.taps[tower]
     order = np.argsort(cache.table.block[samples], kind="stable")
     source = Source(cache=cache, samples=samples[order], taps=[tap.name for tap in taps.read])
-    loader = JointLoader({tower: source}, batch_size=BATCH, seed=0, shuffle=False)
+    loader = Loader({tower: source}, batch_size=BATCH, seed=0, shuffle=False)
     total: list[tuple[int, Tensor, Tensor]] = []
     for batch in loader.epoch(0):
         states = tower_states(batch.parts[tower], taps, torch.device("cpu"))

@@ -17,7 +17,7 @@ import pairkit
 from playwright.sync_api import Browser, Page, sync_playwright
 from sweepkit import sweep_config
 
-from pipeline.sweep import RetrievalSweepConfig, sweep
+from pipeline.sweep import SweepConfig, sweep
 from pipeline.sweep.report import report_sweep
 
 WIDTHS = {"desk": 1280, "phone": 390}
@@ -52,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pairs = {"space": {"lr": [1e-3, 1e-2]}, "sampler": "grid", "trials": None}
     done = {
         "classifier": sweep(sweep_config(place, space=SPACE)),
-        "retrieval": sweep(RetrievalSweepConfig.build(values | pairs)),
+        "retrieval": sweep(SweepConfig.build(values | pairs)),
     }
     return {name: report_sweep(result.path) for name, result in done.items()}
 

@@ -12,8 +12,9 @@ import torch
 from cachekit import Counted, Sample, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
-from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
+from cache import Cache, CacheDamaged, Loader, Source, TapSpec
 from cache.loading.order import Limits, cut_batches, rank_parts
 from cache.reading.buffers import BatchBuffers
 
@@ -37,7 +38,7 @@ def opened(tmp_path_factory):
 
 def loader(cache, samples=None, **extra):
     samples = np.arange(SAMPLE.n) if samples is None else samples
-    return Loader(
+    return OneSource(
         cache, samples, **({"taps": TAPS, "batch_size": 8, "seed": 5, "window": 3} | extra)
     )
 
@@ -174,7 +175,7 @@ def test_bounds_count_the_tokens_of_all_sources(opened):
         name: Source(cache=opened, samples=samples, taps=taps)
         for name, taps in {"a": TAPS, "b": ["tokens.layer.1"], "c": ["pooled"]}.items()
     }
-    joint = JointLoader(sources, batch_size=40, seed=0, max_tokens=50)
+    joint = Loader(sources, batch_size=40, seed=0, max_tokens=50)
     for batch in joint.epoch(0):
         tokens = sum(int(batch.parts[name].offsets["tokens"][-1]) for name in "ab")
         assert tokens == 2 * LENGTH[samples[batch.index]].sum()
@@ -201,7 +202,7 @@ def wide(tmp_path, n=40):
 @pytest.mark.parametrize("tier", ["host", "disk"])
 def test_a_batch_is_its_holders_alone(tmp_path, tier):
     sample, cache = wide(tmp_path)
-    batches = Loader(cache, np.arange(40), taps=None, batch_size=8, seed=0, tier=tier)
+    batches = OneSource(cache, np.arange(40), taps=None, batch_size=8, seed=0, tier=tier)
     for epoch in range(2):
         held = []
         for batch in batches.epoch(epoch):
@@ -215,7 +216,7 @@ def test_a_batch_is_its_holders_alone(tmp_path, tier):
 
 def test_memory_of_batches_that_are_gone_is_taken_again(tmp_path):
     _, cache = wide(tmp_path)
-    batches = Loader(cache, np.arange(40), taps=None, batch_size=4, seed=0, tier="host")
+    batches = OneSource(cache, np.arange(40), taps=None, batch_size=4, seed=0, tier="host")
     places = []
     for epoch in range(2):
         places.append([batch.values.data_ptr() for batch in batches.epoch(epoch)])
@@ -249,13 +250,13 @@ def test_one_bad_block_among_several_threads(tmp_path):
     data[3] ^= 1
     shard.write_bytes(data)
     before = threading.active_count()
-    batches = Loader(cache, np.arange(40), taps=None, batch_size=40, seed=0, threads=4)
+    batches = OneSource(cache, np.arange(40), taps=None, batch_size=40, seed=0, threads=4)
     for _ in range(2):
         with pytest.raises(CacheDamaged, match=r"tokens\.layer\.0 of block 8"):
             list(batches.epoch(0))
     assert threading.active_count() == before
     good = np.flatnonzero(cache.table.block != 8)
-    kept = Loader(cache, good, taps=None, batch_size=40, seed=0, shuffle=False)
+    kept = OneSource(cache, good, taps=None, batch_size=40, seed=0, shuffle=False)
     (batch,) = kept.epoch(0)
     assert torch.equal(batch.values[0].float(), sample.values(sample.taps[0], good))
 

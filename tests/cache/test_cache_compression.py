@@ -14,6 +14,7 @@ import zarr
 from cachekit import Killed, Sample, contents, cut_off_at, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
 from benchmarks import fuzz
 from cache import (
@@ -21,7 +22,6 @@ from cache import (
     CacheDamaged,
     CacheError,
     FingerprintMismatch,
-    Loader,
     TapSpec,
     convert,
     info,
@@ -130,7 +130,7 @@ def test_batches_are_the_same(tmp_path: Path, path: Path) -> None:
     plain = Cache.open(sparse().write(tmp_path / "plain"))
     options: Any = {"taps": None, "batch_size": 4, "seed": 0, "threads": 2}
     for tier in ("host", "disk"):
-        loaders = (Loader(c, ALL, tier=tier, **options) for c in (Cache.open(path), plain))
+        loaders = (OneSource(c, ALL, tier=tier, **options) for c in (Cache.open(path), plain))
         for one, two in zip(*(loader.epoch(1) for loader in loaders), strict=True):
             assert torch.equal(one.values, two.values)
 

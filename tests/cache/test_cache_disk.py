@@ -9,8 +9,9 @@ import torch
 from cachekit import Counted, Sample, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
-from cache import Cache, CacheDamaged, JointLoader, Loader, Source, TapSpec
+from cache import Cache, CacheDamaged, Loader, Source, TapSpec
 from cache.reading.chunks import ChunkReader
 
 RNG = np.random.default_rng(5)
@@ -51,7 +52,7 @@ def caches(tmp_path_factory):
 def joint(cache, samples=None, **extra):
     samples = np.arange(len(LENGTHS)) if samples is None else samples
     options = {"batch_size": 8, "seed": 5, "window": 2, "spread": False, "tier": "disk"} | extra
-    return JointLoader({"": Source(cache=cache, samples=samples)}, **options)
+    return Loader({"": Source(cache=cache, samples=samples)}, **options)
 
 
 def bits(batch):
@@ -109,9 +110,9 @@ def test_views_and_other_sources_beside(caches):
         "b": Source(cache=caches["frames"], samples=np.arange(60)[::-1].copy()),
     }
     options = {"batch_size": 7, "seed": 1, "window": 2}
-    disk = JointLoader(sources, tier="disk", memory_limit=30_000, **options)
+    disk = Loader(sources, tier="disk", memory_limit=30_000, **options)
     assert not disk.feeds[disk.primary].resident()
-    host = JointLoader(sources, tier="host", **options)
+    host = Loader(sources, tier="host", **options)
     for epoch in range(2):
         for one, two in zip(disk.epoch(epoch), host.epoch(epoch), strict=True):
             assert torch.equal(one.index, two.index)
@@ -132,7 +133,7 @@ def test_chunks_are_read_once_an_epoch(caches, monkeypatch):
     monkeypatch.setattr(ChunkReader, "read_block", counting)
     cache = caches["float16"]
     taps = ["tokens.layer.3", "tokens.layer.1"]
-    loader = Loader(
+    loader = OneSource(
         cache, np.arange(120), taps=taps, batch_size=9, seed=0, tier="disk", window=3, threads=3
     )
     for epoch in range(3):

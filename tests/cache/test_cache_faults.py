@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cachekit import Sample, contents, token_taps
+from onesource import OneSource
 
 from cache import (
     ActivationOverflow,
@@ -18,7 +19,6 @@ from cache import (
     CacheWriter,
     FingerprintMismatch,
     InvalidTap,
-    Loader,
     ShardMisaligned,
     TapSpec,
     verify,
@@ -59,7 +59,7 @@ def test_a_flipped_byte_is_noticed_and_repaired(path):
     with pytest.raises(CacheDamaged, match=r"tokens-4/c/1/.*tokens\.layer\.0 of block 2 .*delete"):
         cache.read(np.arange(SAMPLE.n))
     with pytest.raises(CacheDamaged, match="checksum"):
-        list(Loader(cache, np.arange(SAMPLE.n), taps=None, batch_size=4, seed=0).epoch(0))
+        list(OneSource(cache, np.arange(SAMPLE.n), taps=None, batch_size=4, seed=0).epoch(0))
     (problem,) = verify(path).problems
     assert "tokens-4/c/1/" in problem
     assert "tokens.layer.0 of block 2" in problem
@@ -191,7 +191,7 @@ def test_absurd_numbers_are_refused_before_allocating(path, name, value):
 
 def test_a_newer_version_is_refused(path):
     file = path / "zarr.json"
-    file.write_bytes(file.read_bytes().replace(b'"version": 2', b'"version": 3'))
+    file.write_bytes(file.read_bytes().replace(b'"version": 3', b'"version": 4'))
     for action in (Cache.open, verify, SAMPLE.writer):
         with pytest.raises(CacheVersionError, match="version 3"):
             action(path)

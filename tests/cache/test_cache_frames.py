@@ -11,9 +11,10 @@ import zarr
 from cachekit import Sample, contents, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
-from cache import Cache, CacheLayout, Fingerprint, InvalidTap, Loader, TapSpec, plan_layout, verify
+from cache import Cache, CacheLayout, Fingerprint, InvalidTap, TapSpec, plan_layout, verify
 from cache.format.blocks import CHUNK_TARGET, SHARD_TARGET
 
 MIB = 2**20
@@ -95,7 +96,7 @@ def test_the_loader_gives_frames(tmp_path, tier):
     sample = Sample(taps=frame_taps(), block_tokens={"frames": 4})
     cache = Cache.open(sample.write(tmp_path / "cache"))
     names = ["clip.grid.last", "clip.grid"]
-    loader = Loader(cache, np.arange(sample.n), taps=names, batch_size=5, seed=1, tier=tier)
+    loader = OneSource(cache, np.arange(sample.n), taps=names, batch_size=5, seed=1, tier=tier)
     for batch in loader.epoch(0):
         used = batch.index.tolist()
         wanted = [sample.values(sample.taps[i], used) for i in (2, 0)]

@@ -10,6 +10,7 @@ import zarr
 from cachekit import Sample, contents, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
 from cache import (
     ActivationOverflow,
@@ -17,7 +18,6 @@ from cache import (
     CacheDamaged,
     Calibration,
     FingerprintMismatch,
-    JointLoader,
     Loader,
     Source,
     TapSpec,
@@ -212,7 +212,7 @@ def test_batches_are_the_cache_s_numbers_on_any_device_and_tier(tmp_path: Path) 
     for tier in ("host", "disk"):
         for device in (None, torch.device("cpu")):
             source = Source(cache=cache, samples=np.arange(sample.n))
-            loader = JointLoader({"a": source}, batch_size=5, seed=1, tier=tier, device=device)
+            loader = Loader({"a": source}, batch_size=5, seed=1, tier=tier, device=device)
             for batch in loader.epoch(0):
                 wanted = cache.read(batch.index.numpy())
                 for name, state in batch.parts["a"].states.items():
@@ -229,7 +229,7 @@ def test_memory_holds_bytes(tmp_path: Path) -> None:
     few, many = (cache.store([t.name for t in cache.taps], 4).nbytes for cache in caches)
     assert few == many * (64 + 2) // (64 * 4)
     for cache in caches:
-        loader = Loader(cache, np.arange(12), taps=None, batch_size=2, seed=0, tier="host")
+        loader = OneSource(cache, np.arange(12), taps=None, batch_size=2, seed=0, tier="host")
         assert loader.memory_bytes > 0
 
 

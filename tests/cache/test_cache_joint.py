@@ -9,8 +9,9 @@ import torch
 from cachekit import Counted, Sample, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
-from cache import Cache, InvalidTap, JointLoader, Loader, Source, TapSpec
+from cache import Cache, InvalidTap, Loader, Source, TapSpec
 from cache.memory import Demand, plan_memory
 
 RNG = np.random.default_rng(3)
@@ -67,7 +68,7 @@ def pairs(caches, n=70, *, media="image", views=False, **extra):
             views=views,
         ),
     }
-    return JointLoader(sources, **({"batch_size": 8, "seed": 5, "window": 3} | extra))
+    return Loader(sources, **({"batch_size": 8, "seed": 5, "window": 3} | extra))
 
 
 def same(one, two):
@@ -126,8 +127,8 @@ def test_any_sources_give_the_right_numbers_in_a_fixed_order(caches, data):
         "drop_last": data.draw(st.booleans()),
         "spread": data.draw(st.booleans()),
     }
-    host = JointLoader(sources, tier="host", **kwargs)
-    roomy = JointLoader(sources, tier="disk", **kwargs)
+    host = Loader(sources, tier="host", **kwargs)
+    roomy = Loader(sources, tier="disk", **kwargs)
     whole = list(host.epoch(2))
     assert len(whole) == len(host) == len(roomy)
     order = np.concatenate([batch.index.numpy() for batch in whole] or [np.empty(0, np.int64)])
@@ -142,7 +143,7 @@ def test_any_sources_give_the_right_numbers_in_a_fixed_order(caches, data):
     same(whole, roomy.epoch(2))
     blocks = [(d.block, c) for d, c in zip(demands(roomy), roomy.memory.capacities, strict=True)]
     least = roomy.memory_bytes - sum(block * (count - 1) for block, count in blocks)
-    tight = JointLoader(sources, tier="disk", memory_limit=least, **kwargs)
+    tight = Loader(sources, tier="disk", memory_limit=least, **kwargs)
     assert set(tight.memory.capacities) == {1}
     start = data.draw(st.integers(0, len(whole) + 1))
     same(whole[start:], tight.epoch(2, start_batch=start))
@@ -162,9 +163,9 @@ def test_one_source_is_the_loader(caches):
     samples = RNG.integers(0, 120, 50)
     taps = ["tokens.layer.1", "tokens.layer.0"]
     kwargs = {"batch_size": 7, "seed": 2, "window": 2}
-    one = Loader(caches["text"], samples, taps=taps, **kwargs)
+    one = OneSource(caches["text"], samples, taps=taps, **kwargs)
     source = Source(cache=caches["text"], samples=samples, taps=taps)
-    joint = JointLoader({"only": source}, spread=False, **kwargs)
+    joint = Loader({"only": source}, spread=False, **kwargs)
     for a, b in zip(one.epoch(3), joint.epoch(3), strict=True):
         part = b.parts["only"]
         assert torch.equal(a.values, part.stacks[0])
@@ -299,7 +300,7 @@ def test_sources_that_do_not_fit_together_are_refused(caches):
     good = Source(cache=image, samples=np.arange(4), taps=["cls"])
 
     def join(**sources):
-        return JointLoader(sources, batch_size=2, seed=0)
+        return Loader(sources, batch_size=2, seed=0)
 
     with pytest.raises(ValueError, match=r"same examples.*'image': 4.*'text': 3"):
         join(image=good, text=Source(cache=text, samples=np.arange(3)))
@@ -314,4 +315,4 @@ def test_sources_that_do_not_fit_together_are_refused(caches):
     with pytest.raises(IndexError, match="0 to 60 were asked"):
         join(image=Source(cache=image, samples=np.arange(61)))
     with pytest.raises(ValueError, match="window=0"):
-        JointLoader({"image": good}, batch_size=2, seed=0, window=0)
+        Loader({"image": good}, batch_size=2, seed=0, window=0)

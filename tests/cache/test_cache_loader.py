@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from cachekit import Sample, token_taps
+from onesource import OneSource
 
-from cache import Cache, InvalidTap, Loader, TapSpec
+from cache import Cache, InvalidTap, TapSpec
 from cache.memory import ALIVE
 
 RNG = np.random.default_rng(7)
@@ -23,7 +24,7 @@ def opened(tmp_path_factory):
 def loader(cache, samples=None, **extra):
     samples = np.arange(SAMPLE.n) if samples is None else samples
     settings = {"taps": TAPS, "batch_size": 8, "seed": 5, "window": 3}
-    return Loader(cache, samples, **(settings | extra))
+    return OneSource(cache, samples, **(settings | extra))
 
 
 def store_of(loader):
@@ -193,7 +194,7 @@ def test_batches_are_as_good_as_drawn_at_random(tmp_path):
     sample = Sample(lengths=lengths.tolist(), taps=token_taps(1, 1), block_tokens=64)
     cache = Cache.open(sample.write(tmp_path / "c"))
     target = lengths.astype(float)
-    batches = Loader(cache, np.arange(2000), taps=None, batch_size=20, seed=0, window=8)
+    batches = OneSource(cache, np.arange(2000), taps=None, batch_size=20, seed=0, window=8)
     rng = np.random.default_rng(1)
     ours = [target[batches.order(e)].reshape(-1, 20).mean(1).var() for e in range(30)]
     random = [target[rng.permutation(2000)].reshape(-1, 20).mean(1).var() for _ in range(30)]

@@ -202,7 +202,7 @@ def test_listing_tells_the_state_of_every_cache(path, tmp_path):
     shutil.copytree(path, tmp_path / "damaged")
     shard_file(tmp_path / "damaged", 0).unlink()
     shutil.copytree(path, tmp_path / "newer")
-    change(tmp_path / "newer/zarr.json", b'"version": 2', b'"version": 7')
+    change(tmp_path / "newer/zarr.json", b'"version": 3', b'"version": 7')
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/writer.lock").touch()
     (tmp_path / "other").mkdir()

@@ -12,6 +12,7 @@ import zarr
 from cachekit import Counted, Sample, contents, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
 from benchmarks import fuzz
 from cache import (
@@ -23,7 +24,6 @@ from cache import (
     Fingerprint,
     FingerprintMismatch,
     InvalidTap,
-    JointLoader,
     Loader,
     Source,
     TapSpec,
@@ -129,7 +129,7 @@ def test_batches_are_those_of_single_types_in_float32(sample: Sample, data: Any)
     with TemporaryDirectory() as folder:
         cache = Cache.open(sample.write(Path(folder) / "c", rms=rms_of(sample)))
         source = Source(cache=cache, samples=np.arange(sample.n), taps=taps)
-        loader = JointLoader({"a": source}, batch_size=4, seed=1, tier=tier, threads=2)
+        loader = Loader({"a": source}, batch_size=4, seed=1, tier=tier, threads=2)
         known = {tap.name: tap for tap in sample.taps}
         for batch in loader.epoch(0):
             part, samples = batch.parts["a"], batch.index.tolist()
@@ -157,10 +157,10 @@ def test_a_batch_of_one_type_takes_no_detour(
 
     monkeypatch.setattr("cache.loading.sources.write_numbers", never)
     halves = [tap for tap, dtype in types.items() if dtype == "float16"]
-    loader = Loader(cache, np.arange(sample.n), taps=halves, batch_size=4, seed=0)
+    loader = OneSource(cache, np.arange(sample.n), taps=halves, batch_size=4, seed=0)
     assert {batch.values.dtype for batch in loader.epoch(0)} == {torch.float16}
     with pytest.raises(AssertionError, match="copied once more"):
-        next(Loader(cache, np.arange(sample.n), taps=None, batch_size=4, seed=0).epoch(0))
+        next(OneSource(cache, np.arange(sample.n), taps=None, batch_size=4, seed=0).epoch(0))
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
@@ -171,7 +171,7 @@ def test_no_more_memory_than_stated(
     sample = mixed("tokens", {t.name: TYPES[i] for i, t in enumerate(wide)}, taps=wide)
     cache = Cache.open(sample.write(tmp_path / "c", rms=rms_of(sample)))
     used = Counted(monkeypatch)
-    loader = Loader(cache, np.arange(sample.n), taps=None, batch_size=4, seed=0, tier=tier)
+    loader = OneSource(cache, np.arange(sample.n), taps=None, batch_size=4, seed=0, tier=tier)
     for number in range(3):
         for batch in loader.epoch(number):
             assert used.now <= loader.memory_bytes

@@ -5,8 +5,9 @@ import pytest
 from cachekit import Sample, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
-from cache import Cache, Loader
+from cache import Cache
 from cache.loading.order import draw_views, window_order
 
 
@@ -83,7 +84,7 @@ def test_an_order_owes_nothing_to_the_packing_of_the_same_seed(tmp_path, seed):
     """Drawn from one stream, epoch 0 would go through the samples as they were permuted."""
     sample = Sample(lengths=[1] * 400, taps=token_taps(1), seed=seed, blocks_per_shard=8)
     cache = Cache.open(sample.write(tmp_path / "cache"))
-    loader = Loader(cache, np.arange(400), taps=None, batch_size=20, seed=seed, window=8)
+    loader = OneSource(cache, np.arange(400), taps=None, batch_size=20, seed=seed, window=8)
     order = loader.order(0)
     place = np.argsort(cache.packed_order)[order]  # of the samples on the disk, as they come
     assert abs(np.corrcoef(place[:-1], place[1:])[0, 1]) < 0.9

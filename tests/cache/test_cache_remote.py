@@ -14,6 +14,7 @@ import s3kit
 import torch
 import zarr
 from cachekit import LONG, Sample, contents, frame_taps
+from onesource import OneSource
 from zarr.storage import ObjectStore
 
 from cache import (
@@ -25,7 +26,6 @@ from cache import (
     CacheNotFound,
     CacheUnreachable,
     InvalidLocation,
-    Loader,
     convert,
     gc,
     info,
@@ -119,7 +119,7 @@ def test_zarr_opens_it(bucket) -> None:
 def test_batches_are_those_of_the_disk(bucket, tmp_path, tier) -> None:
     caches = [Cache.open(TOKENS.write(place)) for place in (f"{bucket}/c", tmp_path / "c")]
     loaders = [
-        Loader(cache, np.arange(TOKENS.n), taps=None, batch_size=7, seed=1, tier=tier, window=3)
+        OneSource(cache, np.arange(TOKENS.n), taps=None, batch_size=7, seed=1, tier=tier, window=3)
         for cache in caches
     ]
     for there, here in zip(*(loader.epoch(2) for loader in loaders), strict=True):

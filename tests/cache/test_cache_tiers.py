@@ -6,8 +6,9 @@ import torch
 from cachekit import Sample, frame_taps, token_taps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onesource import OneSource
 
-from cache import Cache, JointLoader, Loader, Source
+from cache import Cache, Loader, Source
 from cache.memory import ALIVE, STAGED, Demand, free_device_memory, plan_memory
 
 LENGTHS = np.random.default_rng(1).integers(0, 9, 90).tolist()
@@ -41,7 +42,7 @@ def joint(caches, **extra):
         "words": Source(cache=caches["tokens"], samples=samples, taps=["tokens.layer.1"]),
         "clips": Source(cache=caches["frames"], samples=samples[::-1].copy()),
     }
-    return JointLoader(sources, **({"batch_size": 8, "seed": 3, "window": 2} | extra))
+    return Loader(sources, **({"batch_size": 8, "seed": 3, "window": 2} | extra))
 
 
 def same(one, two):
@@ -95,8 +96,8 @@ def test_int8_numbers_on_a_device(tmp_path, accelerator):
     convert(wide.write(tmp_path / "float32"), tmp_path / "int8", dtype="int8")
     cache = Cache.open(tmp_path / "int8")
     options = {"taps": None, "batch_size": 16, "seed": 0}
-    device = Loader(cache, np.arange(90), tier="device", device=accelerator, **options)
-    host = Loader(cache, np.arange(90), tier="host", **options)
+    device = OneSource(cache, np.arange(90), tier="device", device=accelerator, **options)
+    host = OneSource(cache, np.arange(90), tier="host", **options)
     assert device.tier == "device"
     for a, b in zip(device.epoch(0), host.epoch(0), strict=True):
         assert a.values.dtype == torch.float32
@@ -152,7 +153,7 @@ def test_loaders_share_the_device(caches, accelerator):
 def test_the_first_epoch_streams_while_it_fills_the_tier(tmp_path):
     """Batches come before all blocks are in memory, and later epochs read none."""
     cache = Cache.open(SAMPLES["tokens"].write(tmp_path / "cache"))
-    loader = Loader(cache, np.arange(90), taps=None, batch_size=4, seed=0, tier="host", window=1)
+    loader = OneSource(cache, np.arange(90), taps=None, batch_size=4, seed=0, tier="host", window=1)
     (store,) = loader.joint.feeds[""]._stores
     epoch = loader.epoch(0)
     next(epoch)

@@ -23,6 +23,7 @@ from pipeline.fused.loading import load_fused
 from pipeline.index import IndexConfig, build_index
 from pipeline.run import Run
 from pipeline.search import SearchConfig, search
+from pipeline.sweep import SweepConfig, sweep
 from pipeline.systems import data_config, load_dataset, train_config
 from pipeline.train import train
 
@@ -153,11 +154,9 @@ def test_a_retrieval_run_is_exported_indexed_and_searched(tmp_path: Path) -> Non
 
 
 def test_a_trial_of_two_towers_is_exported_by_its_name(tmp_path: Path) -> None:
-    from pipeline.sweep import RetrievalSweepConfig, sweep  # the search of that name
-
     places, options = cached_towers(tmp_path)
     searched = {"space": {"lr": [1e-3, 1e-2]}, "sampler": "grid", "refit": "none"}
-    result = sweep(RetrievalSweepConfig.build(options | searched))
+    result = sweep(SweepConfig.build({"run": options, **searched}))
     name = f"{places['run']}:{result.best}"
     called = CliRunner().invoke(
         cli.commands, ["export", name, str(places["out"]), "--samples", "4"], catch_exceptions=False

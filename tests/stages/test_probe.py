@@ -145,9 +145,7 @@ def test_fit_on_dev_keeps_what_was_chosen_and_fits_both(tmp_path: Path, name: st
     assert found.chosen == chosen.chosen
     assert set(found.evaluations) == {"test"}
     setup = prepare(config)
-    (model,) = setup.task.probes(
-        features(setup), setup.splits["train"].examples, chosen.chosen
-    )
+    (model,) = setup.task.probes(features(setup), setup.splits["train"].examples, chosen.chosen)
     test = setup.splits["test"].examples
     values = setup.task.judge(model.outputs(features(setup, "test")), test).metrics()
     metrics = found.evaluations["test"].metrics

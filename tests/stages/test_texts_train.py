@@ -26,17 +26,17 @@ NOW = Moment(0, 0, 1)
 
 def test_it_learns_and_writes_a_run(tmp_path: Path) -> None:
     seen: list[TrainProgress] = []
-    result = train(train_config(tmp_path), seen.append)
+    result = train(train_config(tmp_path, epochs=8), seen.append)
     assert result.metrics["dev"]["accuracy"] >= 0.9
     assert result.metrics["test"]["accuracy"] >= 0.9
-    assert (seen[-1].epoch, seen[-1].batch, seen[-1].batches) == (3, 6, 6)
+    assert (seen[-1].epoch, seen[-1].batch, seen[-1].batches) == (8, 6, 6)
     assert seen[-1].eta == 0
     run = Run.open(result.path)
     assert run.task == "classification"
     assert {name: tower.taps for name, tower in run.towers.items()} == {"text": TAPS}
     assert run.labels == ("bad", "good")
     assert run.towers["text"].cache["fingerprint"] == {"weights": "a"}
-    assert [r["epoch"] for r in read_lines(result.path / "metrics.jsonl")] == [1, 2, 3]
+    assert [r["epoch"] for r in read_lines(result.path / "metrics.jsonl")] == [*range(1, 9)]
     records = read_lines(result.path / "predictions_test.jsonl")
     assert len(records) == 24
     assert (
@@ -50,7 +50,8 @@ def test_it_learns_and_writes_a_run(tmp_path: Path) -> None:
 
 def test_the_last_fit_learns(tmp_path: Path) -> None:
     data = settings(tmp_path)["data"] | {"fit_on_dev": True}
-    assert train(train_config(tmp_path, data=data)).metrics["test"]["accuracy"] >= 0.9
+    result = train(train_config(tmp_path, data=data, epochs=8))
+    assert result.metrics["test"]["accuracy"] >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,23 @@ def test_what_other_trainings_have_read_changes_nothing(tmp_path: Path, name: st
     assert not same_weights(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_memo_drops_what_was_used_longest_ago() -> None:
+    memo, made = Memo(limit=10), list[str]()
+
+    def get(name: str, size: int = 4) -> str:
+        def make() -> str:
+            made.append(name)
+            return name.upper()
+
+        return memo.get((name,), make, lambda _: size)
+
+    assert [get(name) for name in "abac"] == ["A", "B", "A", "C"]  # then b goes
+    assert [get(name) for name in "acb"] == ["A", "C", "B"]
+    assert made == ["a", "b", "c", "b"]
+    assert get("large", 99) == get("large", 99) == "LARGE"
+    assert made[4:] == ["large"]
+
+
 @each_system
 def test_the_order_seed_gives_order_noise_and_drops(tmp_path: Path, name: str) -> None:
     """So trainings of other seeds can share their batches."""

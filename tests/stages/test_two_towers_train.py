@@ -163,6 +163,11 @@ def test_views_are_drawn_in_training_and_never_in_evaluation(tmp_path: Path) -> 
     for tower, found in clean.samples.items():
         assert found.shape[1] == 1
         assert np.array_equal(found[:, 0], located.clean[tower])
+    models = [
+        make_model(c, prepare(c)) for c in (pair_config(tmp_path, views=v) for v in (1, None))
+    ]
+    for one, two in zip(*(dict(model.named_buffers()).values() for model in models), strict=True):
+        assert torch.equal(one, two)  # input statistics are those of the inputs as they are
     for out, views in (("clean", 1), ("several", None)):
         train(pair_config(tmp_path, out=out, views=views, epochs=2))
     assert not same_weights(tmp_path / "clean", tmp_path / "several")

@@ -248,5 +248,5 @@ def test_the_size_of_a_unit_has_a_reason(tmp_path, monkeypatch):
     assert "as 3 would need" in reason
     asked = Trainer(text_sweep(tmp_path, together=4))
     assert asked.size_of(group, 2) == (
-        4, "4 trainings share each read of the caches at most, as asked for"
+        4, "4 trainings share each read of the caches, at most, as asked for"
     )  # fmt: skip

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pipeline.fused.modeling_unipt import TEXT_AXES, Traced, UniPTModel
+from pipeline.fused.labels_unipt import LabellingModel
+from pipeline.fused.modeling_unipt import TEXT_AXES, Traced
 from unipt.classifier import SideClassifier
 from unipt.states import Outputs, States
 
@@ -35,7 +36,7 @@ class UniPTOutput(SequenceClassifierOutput):
     confidence: Tensor | None = None
 
 
-class UniPTForSequenceClassification(UniPTModel):
+class UniPTForSequenceClassification(LabellingModel):
     """Backbone, recorded taps and side model: text in, logits out."""
 
     auto = "AutoModelForSequenceClassification"
@@ -148,26 +149,13 @@ class UniPTForSequenceClassification(UniPTModel):
         logits = self.run(**self.tokenize(texts, pairs, cut=not self.compares)).values["logits"]
         if self.config.problem_type == "regression":
             return [{"score": row[0]} for row in logits.tolist()]
-        names = list(self.no_record["probabilities"])
-        rows = logits.float().softmax(-1).tolist()
-        best = [max(range(len(row)), key=row.__getitem__) for row in rows]
-        return [
-            {
-                "label": names[at],
-                "score": row[at],
-                "probabilities": dict(zip(names, row, strict=True)),
-            }
-            for at, row in zip(best, rows, strict=True)
-        ]
+        return self.label_records(logits)
 
     @property
     def no_record(self) -> dict[str, Any]:
         """A record of `predict` that says nothing."""
-        if self.config.problem_type == "regression":
-            return {"score": None}
-        known: Any = self.config.id2label
-        names = [str(known[number]) for number in range(len(known))]
-        return {"label": None, "score": None, "probabilities": dict.fromkeys(names)}
+        regression = self.config.problem_type == "regression"
+        return {"score": None} if regression else super().no_record
 
     def inputs(self, given: Mapping[str, Sequence[Any]], *, extra: int = 0) -> dict[str, Tensor]:
         """Return the tokens of texts or pairs."""

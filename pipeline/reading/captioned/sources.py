@@ -10,6 +10,11 @@ from pipeline.reading.formats.msvd import read_msvd
 from pipeline.reading.formats.precomp import find_precomp, media_root, read_precomp
 from pipeline.reading.formats.rows import Readings
 
+FOLDERS = {"msrvtt": read_msrvtt, "msvd": read_msvd}
+"""Task -> what reads a folder of its own layout."""
+LISTS = {"msrvtt": read_clip_list}
+"""Task -> what reads a CSV of its own layout."""
+
 
 def read_readings(config: CaptionData) -> Readings:
     """Return the rows by split; an explicit dev or test file replaces the folder's split.
@@ -43,13 +48,11 @@ def _read(path: Path, split: str, config: CaptionData) -> Readings:
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
     if not path.is_dir():
-        if config.task == "msrvtt" and path.suffix == ".csv":
-            return {split: read_clip_list(path, config)}
+        if path.suffix == ".csv" and config.task in LISTS:
+            return {split: LISTS[config.task](path, config)}
         return read_captions(path, split, config)
-    if config.task == "msrvtt":
-        return read_msrvtt(path, config)
-    if config.task == "msvd":
-        return read_msvd(path, config)
+    if config.task in FOLDERS:
+        return FOLDERS[config.task](path, config)
     if (precomp := find_precomp(path)) is not None:
         return read_precomp(precomp, config)
     return read_folder(path, config)

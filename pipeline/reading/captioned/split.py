@@ -10,8 +10,8 @@ from pipeline.reading.captioned.gather import Gathered
 from pipeline.reading.config import CaptionData
 from pipeline.reading.splits import deal
 
-MSRVTT_DEV = 497
-"""Clips of MSR-VTT's 9,000 that serve as dev: as many as its official validation part has."""
+DEV_ITEMS = {"msrvtt": 497}
+"""Task -> items that serve as dev, at most: as many as its official validation part has."""
 
 Items = dict[str, list[Gathered]]
 
@@ -57,8 +57,8 @@ def split_items(
 
 
 def _shares(items: int, has_test: bool, config: CaptionData) -> tuple[float, ...]:
-    if config.task == "msrvtt" and items:
-        dev = min(MSRVTT_DEV / items, config.fractions[1])
+    if config.task in DEV_ITEMS and items:
+        dev = min(DEV_ITEMS[config.task] / items, config.fractions[1])
         return (
             (1 - dev, dev)
             if has_test

@@ -1,15 +1,4 @@
-"""Minibatches from one cache: the loader of several sources with one source, of taps of one shape.
-
-Shuffling: blocks in random order, the samples of a window of `window` blocks mixed. Samples were
-permuted before packing, so this is as good as a full shuffle (a cache of at most `window` blocks
-gets exactly that), while the disk is read block by block, once an epoch. The order does not depend
-on the tier, the memory, or the speed of any thread.
-
-Tiers: "device" and "host" keep every block they need in memory after its first touch, shared by
-the loaders of one `Cache` object and the same taps: the first epoch streams from the disk while it
-fills them. "disk" holds two windows of blocks and reads each block once an epoch. A
-thread prepares the next batches where they are not at hand. Cost of a batch: one copy of its rows.
-"""
+"""A loader of one source with taps of one shape, as most tests of loading look at it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -19,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..format.spec import Ints
-from ..memory import Tier
-from ..reading.cache import Cache
-from .joint import JointLoader
-from .sources import Part, Source
+from cache import Cache, Loader, Part, Source, Tier
+from cache.format.spec import Ints
 
 
-class Batch(NamedTuple):
+class OneBatch(NamedTuple):
     """One minibatch.
 
     Attributes:
@@ -42,7 +28,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
-class Loader:
+class OneSource:
     """Iterate over samples of a cache in minibatches.
 
     Args:
@@ -58,7 +44,7 @@ class Loader:
         drop_last: leave out a last batch that is not full.
         window: blocks mixed together.
         device: where the values of a batch go, int8 numbers as bytes; None for host memory.
-        max_tokens: tokens or frames of a batch at most; see `JointLoader`, also for the following.
+        max_tokens: tokens or frames of a batch at most; see `Loader`, also for the following.
         rank, world: which of `world` equal loaders this is.
         threads: that read blocks; None for one a core, at most 4.
 
@@ -90,7 +76,7 @@ class Loader:
     ) -> None:
         self.taps = tuple(tap.name for tap in cache.taps) if taps is None else tuple(taps)
         self.stack = cache.shape_of(self.taps)
-        self.joint = JointLoader(
+        self.joint = Loader(
             {"": Source(cache=cache, samples=samples, taps=self.taps)},
             batch_size=batch_size,
             seed=seed,
@@ -122,7 +108,7 @@ class Loader:
         """Return the positions in `samples` in the order of an epoch, int64 [n]."""
         return self.joint.order(epoch)
 
-    def epoch(self, number: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[OneBatch]:
         """Yield the batches of an epoch, the same for the same number.
 
         Args:
@@ -135,7 +121,9 @@ class Loader:
         with closing(self.joint.epoch(number, start_batch)) as batches:
             for batch in batches:
                 (part,) = batch.parts.values()
-                yield Batch(values=part.stacks[0], offsets=self._offsets(part), index=batch.index)
+                yield OneBatch(
+                    values=part.stacks[0], offsets=self._offsets(part), index=batch.index
+                )
 
     def _offsets(self, part: Part) -> Tensor:
         if self.stack.ragged:

@@ -46,7 +46,7 @@ def more_threads(threads: int) -> Iterator[Executor | None]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JointBatch:
+class Batch:
     """One minibatch of b examples.
 
     Attributes:
@@ -58,7 +58,7 @@ class JointBatch:
     index: Tensor
 
 
-class JointLoader:
+class Loader:
     """Iterate over examples whose parts lie in several caches.
 
     Args:
@@ -209,7 +209,7 @@ class JointLoader:
         same = feed.samples[:, 0] if self.spread else None  # whatever view is drawn
         return window_order(block, stream(ORDER, self.seed, epoch), self.window, same)
 
-    def epoch(self, number: int, start_batch: int = 0) -> Generator[JointBatch, None, None]:
+    def epoch(self, number: int, start_batch: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch, the same for the same number.
 
         Args:
@@ -284,7 +284,7 @@ class _Maker:
     """
 
     def __init__(
-        self, loader: JointLoader, epoch: _Epoch, batches: Sequence[Ints], stack: ExitStack
+        self, loader: Loader, epoch: _Epoch, batches: Sequence[Ints], stack: ExitStack
     ) -> None:
         self._feeds, self._drawn, self._batches = loader.feeds, epoch.drawn, batches
         device = loader.device
@@ -302,11 +302,11 @@ class _Maker:
             parts = {name: self._part(name, place) for name in self.early}
         return _Made(parts, None if self._cuda is None else self._cuda.record_event())
 
-    def finish(self, place: int, made: _Made | None = None) -> JointBatch:
+    def finish(self, place: int, made: _Made | None = None) -> Batch:
         """Return a batch, given its early parts."""
         early = {} if made is None else made.take()
         parts = {name: early.get(name) or self._part(name, place) for name in self._feeds}
-        return JointBatch(parts=parts, index=torch.from_numpy(self._batches[place]))
+        return Batch(parts=parts, index=torch.from_numpy(self._batches[place]))
 
     def _part(self, name: str, place: int) -> Part:
         samples = self._drawn[name][self._batches[place]]
