@@ -20,7 +20,7 @@ environment variable BENCHMARK_RESULTS names."""
 
 def machine() -> dict[str, Any]:
     """Describe the hardware and the versions behind a figure."""
-    names = ("torch", "transformers", "zarr", "numpy", "scikit-learn", "google-crc32c")
+    names = ("torch", "transformers", "zarr", "numpy", "scikit-learn", "crc32c")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).date().isoformat(),

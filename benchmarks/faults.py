@@ -25,6 +25,7 @@ import torch
 from benchmarks import fuzz
 from benchmarks.common import report
 from cache import Cache, CacheError, CacheWriter, Fingerprint, convert, gc, merge, verify
+from cache.format.manifest import FORMAT_VERSION
 
 Fault = Callable[[Path], tuple[str, bool]]
 FAULTS: dict[str, Fault] = {}
@@ -260,7 +261,8 @@ def _root(folder: Path) -> tuple[str, bool]:
 @fault("newer version")
 def _newer(folder: Path) -> tuple[str, bool]:
     fuzz.make(folder / "c")
-    replace(folder / "c/zarr.json", b'"version": 2', b'"version": 9')
+    found = f'"version": {FORMAT_VERSION}'.encode()
+    replace(folder / "c/zarr.json", found, b'"version": 999')
     message = told(lambda: read(folder / "c"))
     return message, "CacheVersionError" in message
 
