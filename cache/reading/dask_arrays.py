@@ -8,18 +8,32 @@ fast and shuffles.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from ..format.packing import expand
+from ..format.fingerprint import Fingerprint
+from ..format.geometry import Geometry
+from ..format.packing import BlockTable, expand
 from ..format.spec import Ints, Stack
 
 if TYPE_CHECKING:
     import dask.array
 
-    from .cache import Cache
+
+class Readable(Protocol):
+    """What is needed of a `Cache`, which makes these arrays and so cannot be imported here."""
+
+    geometry: Geometry
+    fingerprint: Fingerprint
+    table: BlockTable
+
+    def group_taps(self, taps: Sequence[str]) -> Sequence[Any]:
+        """Return the taps by shape."""
+
+    def store(self, taps: Sequence[str], capacity: int) -> Any:
+        """Return a store of blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +46,7 @@ class _Shards:
         counts: valid rows of each block, int64 [n_blocks].
     """
 
-    cache: "Cache"
+    cache: Readable
     tap: str
     counts: Ints
 
@@ -43,10 +57,12 @@ class _Shards:
         rows = expand(np.zeros(len(counts), np.int64), counts)
         store = self.cache.store([self.tap], capacity=1)
         values = store.gather(np.repeat(np.array(blocks, np.int64), counts), rows)[0]
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        low = values.dtype == torch.bfloat16
+        found: np.ndarray[Any, Any] = values.float().numpy() if low else values.numpy()
+        return found
 
 
-def lazy_arrays(cache: "Cache", taps: Sequence[str]) -> "dict[str, dask.array.Array]":
+def lazy_arrays(cache: Readable, taps: Sequence[str]) -> "dict[str, dask.array.Array]":
     """Return each tap as an array [rows, *shape], in the order on the disk.
 
     Numbers are float16 or float32, as stored; bfloat16 and int8 come as float32.
@@ -77,7 +93,7 @@ def lazy_arrays(cache: "Cache", taps: Sequence[str]) -> "dict[str, dask.array.Ar
     return {tap: arrays[tap] for tap in taps}
 
 
-def _valid_rows(cache: "Cache", stack: Stack) -> Ints:
+def _valid_rows(cache: Readable, stack: Stack) -> Ints:
     """Return how many rows of each block hold something, the first ones, int64 [n_blocks]."""
     table, blocks = cache.table, cache.geometry.n_blocks
     if not stack.ragged:

@@ -16,16 +16,11 @@ from pipeline.systems import SYSTEMS, system_of
 ROOT = Path(__file__).parents[2]
 SYSTEM_FILES = {f"pipeline.systems.{place.partition('.')[0]}" for place in SYSTEMS}
 
-# --- exceptions, each with its reason; what is to go says "until merged"
+# --- exceptions, each with its reason
 
-CIRCLES = {
-    frozenset({"cache.reading.cache", "cache.reading.dask_arrays"}): "for types alone",
-}
+CIRCLES: dict[frozenset[str], str] = {}
 """Modules that import each other -> why they may."""
-UPWARDS = {
-    "pipeline.sweep.report -> pipeline.report": "until merged: the chart of confidences",
-    "pipeline.sweep.runs -> pipeline.train": "until merged: the best trial is trained by the stage",
-}
+UPWARDS: dict[str, str] = {}
 """"importer -> imported" -> why it may."""
 INDEX, IMAGE, RANGE = "the kind of an index", "how an image is stored", "a distribution"
 TAP, READER = "the kind of a tap", "a reader names the towers and tasks of its own data"
@@ -281,9 +276,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.systems",),
     ("pipeline.run",),
     ("pipeline.training",),
-    ("pipeline.sweep", "pipeline.fused", "pipeline.extraction", "pipeline.planning",
-     "pipeline.gallery"),
+    ("pipeline.fused", "pipeline.extraction", "pipeline.planning", "pipeline.gallery"),
     tuple(f"pipeline.{stage}" for stage in STAGES),
+    ("pipeline.sweep",),  # trains and draws by the stages of one run
     ("pipeline.demo",),  # runs the stages one after another
     ("cli",),
 )  # fmt: skip
