@@ -233,7 +233,11 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place, tmp_path):
 @pytest.mark.parametrize(
     ("command", "task"),
     [(name, ()) for name in cli.commands.summaries if name not in cli.commands.by_task]
-    + [(name, ("--task", names[0])) for name in cli.commands.by_task for names in SYSTEMS.values()],
+    + [
+        (name, ("--task", names[0]))
+        for name in sorted(cli.commands.by_task)
+        for names in SYSTEMS.values()
+    ],
 )
 def test_every_command_explains_each_option(command, task):
     shown = invoke(command, *task, "--help").stdout
