@@ -191,6 +191,7 @@ def make_towers(
         captions=tuple(Caption(str(i), SENTENCES[i % len(SENTENCES)]) for i in range(count)),
         item_of=np.arange(count) * len(paths) // count,
         item_groups=tuple(path.stem for path in paths),
+        split="train",
     )
     dataset = Dataset(
         splits={"train": examples}, config=CaptionData(train=folder / "none.csv", media=folder)
