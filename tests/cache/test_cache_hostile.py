@@ -104,9 +104,9 @@ def test_names_cannot_leave_the_folder(path, name):
 
 
 def test_a_newer_version_is_named_also_where_checksums_agree(path):
-    edit(path, lambda manifest: manifest.__setitem__("version", 3))
+    edit(path, lambda manifest: manifest.__setitem__("version", 4))
     for action in (Cache.open, verify):
-        with pytest.raises(CacheVersionError, match="version 3"):
+        with pytest.raises(CacheVersionError, match="version 4"):
             action(path)
     assert ls(path).caches[0].state == "other version"
 
