@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.config import ConfigError
+from pipeline.inputs import FACTS
 from pipeline.systems import Setup
 from pipeline.systems.config import TrainConfig
 from pipeline.systems.inference import feature_passes
@@ -93,7 +94,12 @@ def probe(config: TrainConfig, layers: Layers = "all", *, resamples: int = 1000)
     result = ProbeResult(
         layers=layers,
         chosen=found.describe(),
-        features={name: value.shape[1] for each in train for name, value in each.values.items()},
+        features={
+            name: value.shape[1]
+            for each in train
+            for name, value in each.values.items()
+            if name not in FACTS
+        },
         evaluations=evaluations,
     )
     config.out.mkdir(parents=True, exist_ok=True)
