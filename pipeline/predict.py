@@ -183,12 +183,19 @@ def _writer(
     def write(line: int, record: Mapping[str, Any] | None) -> None:
         if form == "tsv":
             values = _flat(record or empty).values()
-            table.writerow(["" if value is None else value for value in (line, *values)])
+            table.writerow([line, *map(_cell, values)])
             return
         said = record or dict.fromkeys(empty)
         sink.write(json.dumps({"line": line, **said}, ensure_ascii=False) + "\n")
 
     return write
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as it stands in a table: nothing for None, a list's parts and spaces."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else value
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
