@@ -29,6 +29,8 @@ class Case(NamedTuple):
     """Metric of the test split that a training of the case's own options raises."""
     above: float
     """What it raises it to, at least."""
+    below: bool = True
+    """Whether a linear model of the last layer alone misses it, and one of all layers does not."""
 
     def values(self, folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
         """Return the training as plain values."""

@@ -254,7 +254,7 @@ def test_help_says_whose_options_it_shows_and_where_the_others_are(command):
     for names in SYSTEMS.values():
         shown = " ".join(invoke(command, "--task", names[0], "--help").stdout.split())
         own, _, others = shown.partition("--task NAME --help")
-        assert f"the tasks {', '.join(names)}" in own
+        assert f"the task{'s' * (len(names) > 1)} {', '.join(names)}" in own
         assert all(task in others for task in tasks() if task not in names)
 
 

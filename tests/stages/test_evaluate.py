@@ -20,7 +20,7 @@ from pipeline.inputs import TextInput
 from pipeline.reading.config import TextData
 from pipeline.run import Run, RunError
 from pipeline.systems import load_dataset
-from pipeline.systems.inference import infer, run_passes
+from pipeline.systems.inference import infer, run_passes, take
 from pipeline.tasks.ranks import folded, rank_all, summarize
 from pipeline.train import train
 from pipeline.training.setup import prepare
@@ -96,9 +96,12 @@ def test_an_output_depends_on_no_other_sample(run: Path, name: str) -> None:
         for number in range(14):
             one = {tower: rows[[number]] for tower, rows in several.items()}
             alone = infer(model, one, batch_size=1, **options)
+            own = take(together, np.array([number]))
+            assert alone.values.keys() == own.values.keys()
             for key, values in alone.values.items():
-                close = {"atol": 1e-5, "rtol": 1e-4}
-                torch.testing.assert_close(together.values[key][number], values[0], **close)
+                torch.testing.assert_close(own.values[key], values, atol=1e-5, rtol=1e-4)
+            for key, bounds in alone.offsets.items():
+                assert torch.equal(own.offsets[key], bounds)
 
 
 @each_system

@@ -231,7 +231,7 @@ def test_a_step_has_a_finite_loss_whose_gradient_reaches_every_parameter(
     now = Moment(0, 0, 4)
     states = training_states(config, setup, batch, now)
     assert {name: tuple(each.states) for name, each in states.items()} == {
-        name: taps.names for name, taps in setup.taps.items()
+        name: tuple(tap.name for tap in taps.read) for name, taps in setup.taps.items()
     }
     loss = setup.task.loss(model(states), targets.batch(batch.index), now)
     assert loss.dim() == 0 and torch.isfinite(loss)
@@ -255,8 +255,10 @@ def test_passes_cover_every_tower_and_features_are_flat(setup: Setup) -> None:
     for samples, each in zip(passes, found, strict=True):
         count = len(next(iter(samples.values())))
         assert each.values
-        for value in each.values.values():
-            assert value.dtype == torch.float32 and value.shape[0] == count and value.dim() == 2
+        for name, value in each.values.items():
+            bounds = each.offsets.get(name, torch.arange(count + 1))
+            assert len(bounds) == count + 1 and len(value) == bounds[-1]
+            assert value.dtype == torch.float32 and value.dim() == 2
             assert torch.isfinite(value).all()
 
 
