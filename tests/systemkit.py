@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pairkit
 import stagekit
+import taggedkit
 import torch
 from safetensors.torch import load_file
 
@@ -84,6 +85,9 @@ CASES = {
     "compared": Case(TEXTS, scored_pairs("separate"), TEXT_NOISE, "pearson", 0.7),
     "images": Case(TOWERS, captioned("grid"), PAIR_NOISE, "rsum", 400.0),
     "videos": Case(TOWERS, captioned("clip", "clip"), PAIR_NOISE, "rsum", 300.0),
+    "words": Case(
+        "tagging.TaggingSystem", taggedkit.settings, TEXT_NOISE, "entity_f1", 0.7, below=False
+    ),
 }
 """Name -> a small training."""
 EACH = {case.system: name for name, case in reversed(CASES.items())}

@@ -37,6 +37,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         *(DEFAULT_TASK, "regression"),
         *("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"),
     ),
+    "tagging.TaggingSystem": ("tagging",),
     "two_towers.TwoTowersSystem": ("retrieval", "flickr30k", "coco", "msrvtt", "msvd"),
 }
 """File and class of each system -> its tasks."""
