@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import colourkit
 import pairkit
 import stagekit
 import taggedkit
@@ -78,6 +79,7 @@ PAIR_NOISE = {
     "text_noise": 0.1, "media_noise": 0.1, "text_drop": 0.2, "media_drop": 0.2, "dropout": 0.3,
     "ema": 0.9, "learn_scale": True,
 }  # fmt: skip
+IMAGE_NOISE = {"noise": 0.1, "patch_drop": 0.2, "dropout": 0.3, "ema": 0.9}
 TEXTS, TOWERS = "texts.Texts", "two_towers.TwoTowersSystem"
 CASES = {
     "classes": Case(TEXTS, classes, TEXT_NOISE, "accuracy", 0.9),
@@ -87,6 +89,9 @@ CASES = {
     "videos": Case(TOWERS, captioned("clip", "clip"), PAIR_NOISE, "rsum", 300.0),
     "words": Case(
         "tagging.TaggingSystem", taggedkit.settings, TEXT_NOISE, "entity_f1", 0.7, below=False
+    ),
+    "colours": Case(
+        "images.ImagesSystem", colourkit.settings, IMAGE_NOISE, "accuracy", 0.9, below=False
     ),
 }
 """Name -> a small training."""

@@ -38,6 +38,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         *("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"),
     ),
     "tagging.TaggingSystem": ("tagging",),
+    "images.ImagesSystem": ("image-classification",),
     "two_towers.TwoTowersSystem": ("retrieval", "flickr30k", "coco", "msrvtt", "msvd"),
 }
 """File and class of each system -> its tasks."""
