@@ -9,8 +9,8 @@ The emoji are split 60 / 10 / 30 by concept. Settings are the defaults, chosen o
 fitted on train and dev together; the ridge regressions choose their strengths on dev first. "last"
 is given each tower's last tap alone. "kernel regression" is the closed-form base of the media
 without a side network, "alone" the side network without it. All but the ridge regressions draw from
-five views of the pictures. One cache holds all rows in all views, so it serves every split. Finished caches
-and runs in `--work` are used again.
+five views of the pictures. One cache holds all rows in all views, so it serves every split.
+Finished caches and runs in `--work` are used again.
 Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 (pictures) to 6 minutes a seed; a
 search takes up to an hour.
 """
