@@ -46,22 +46,22 @@ EARLY: dict[str, Any] = {
 
 NOISY = EARLY | {"noise": 1.0, "dropout": 0.5, "epochs": 10}
 WIDE = EARLY | {"noise": 0.6, "dropout": 0.5, "epochs": 8, "reduction": 1.0, "lr": 3e-4}
-MEMORY = {"kernel_keys": 8192}
+KERNEL = {"kernel_keys": 8192}
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "memory": MEMORY,
+    "kernel": KERNEL,
     "early-noisy": NOISY,
     "early-wide": WIDE,
-    "early-noisy-memory": NOISY | MEMORY,
-    "early-wide-memory": WIDE | MEMORY,
+    "early-noisy-kernel": NOISY | KERNEL,
+    "early-wide-kernel": WIDE | KERNEL,
 }
 """Options that differ from the defaults, by name."""
 
 TRIED = {
-    "tweets": ("defaults", "memory"),
-    "amazon": ("defaults", "memory"),
-    "movie": ("defaults", "memory"),
+    "tweets": ("defaults", "kernel"),
+    "amazon": ("defaults", "kernel"),
+    "movie": ("defaults", "kernel"),
     "cola": tuple(name for name in CANDIDATES if name.startswith("early")),
 }
 """The candidates of each task."""

@@ -7,10 +7,10 @@
 The emoji are split 60 / 10 / 30 by concept. Settings are the defaults, chosen on train and dev of
 `pictures`; for `clips` those of `CLIP_TRAINING`, chosen on the training rows of each split. All is
 fitted on train and dev together; the ridge regressions choose their strengths on dev first. "last"
-is given each tower's last tap alone. "memory" is the closed-form base of the media without a side
-network, "no memory" the side network without it. All but the ridge regressions draw from five views
-of the pictures. One cache holds all rows in all views, so it serves every split. Finished caches
-and runs in `--work` are used again.
+is given each tower's last tap alone. "kernel regression" is the closed-form base of the media
+without a side network, "alone" the side network without it. All but the ridge regressions draw from
+five views of the pictures. One cache holds all rows in all views, so it serves every split.
+Finished caches and runs in `--work` are used again.
 Cost on two cores: extraction 3 (pictures) to 15 minutes, then 3 (pictures) to 6 minutes a seed; a
 search takes up to an hour.
 """
@@ -47,7 +47,7 @@ ALONE = {
     "media_noise": 0.0,
     "epochs": 1,
 }
-"""The memory without side networks, which count for nothing and so are kept small."""
+"""The kernel regression without side networks, which count for nothing and so are kept small."""
 CLIP_TRAINING = {
     0: {
         "kernel_gamma": 0.25,
@@ -74,9 +74,9 @@ CLIP_TRAINING = {
         "media_noise": 1.3,
     },
 }
-"""What `--search` found for the clips of each split, rounded: for the memory with these states, for
-the side networks with states pooled by `mean`."""
-MEMORY_SPACE = {
+"""What `--search` found for the clips of each split, rounded: for the kernel regression with these
+states, for the side networks with states pooled by `mean`."""
+KERNEL_SPACE = {
     "kernel_gamma": "log:0.25..4",
     "kernel_ridge": "log:0.1..3",
     "text_whitening": "0..0.6",
@@ -87,7 +87,7 @@ SIDE_SPACE = {
     "text_side_weight": "0.02..0.3",
     "media_noise": "0.5..3",
 }
-"""Searched beside the best memory: 12 trials with halving, 3 folds."""
+"""Searched beside the best kernel regression: 12 trials with halving, 3 folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +154,10 @@ def variants(last: str) -> dict[str, dict[str, Any]]:
     """Return what each trained model changes of the defaults."""
     taps = {**LAST_TAPS, "media_taps": (last,)}
     return {
-        "memory, last": taps | ALONE,
-        "memory, all": ALONE,
+        "kernel regression, last": taps | ALONE,
+        "kernel regression, all": ALONE,
         "side network, last": taps,
-        "side network, all, no memory": {"media_base": "none"},
+        "side network, all, alone": {"media_base": "none"},
         "side network, all": {},
     }
 
@@ -193,9 +193,9 @@ def search_clips(split: int, work: Path) -> None:
     data = emoji_data(pairs.folder, split_seed=split)
     run: dict[str, Any] = {**caches("clips", pairs, work), "data": data}
     searches: dict[str, dict[str, Any]] = {
-        "memory": {
+        "kernel": {
             "run": ALONE,
-            "space": MEMORY_SPACE,
+            "space": KERNEL_SPACE,
             "trials": 48,
             "folds": 5,
             "pruner": "none",
@@ -215,7 +215,7 @@ def search_clips(split: int, work: Path) -> None:
         found = sweep(SweepConfig.build(own))
         print(found.render(), flush=True)
         run |= found.params
-    print({name: value for name, value in run.items() if name in MEMORY_SPACE | SIDE_SPACE})
+    print({name: value for name, value in run.items() if name in KERNEL_SPACE | SIDE_SPACE})
 
 
 def table(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
