@@ -3,9 +3,10 @@
 Each runs in a process of its own and writes `benchmarks/results/<name>.json`. The others take
 longer or need something of their own, and have commands of their own: `kill` (twenty kills),
 `equivalence` (three families with real weights), `quality`, `retrieval_quality` and `labelled`
-(metrics over seeds), `sweep` and `sweep_quality` (searches), `systems` and `retrieval_epoch` (the published two-tower systems at full size), `plans`
-(their data sets priced), `faults` (what each fault leads to), `zeros` (maps compressed),
-`storage_types` (what they cost), `compare` (another checkout and this one, side by side).
+(metrics over seeds), `sweep` and `sweep_quality` (searches), `systems` and `retrieval_epoch` (the
+published two-tower systems at full size), `plans` (their data sets priced), `faults` (what each
+fault leads to), `zeros` (maps compressed), `storage_types` (what they cost), `compare` (another
+checkout and this one, side by side).
 """
 
 import subprocess
