@@ -131,7 +131,8 @@ class Classification:
 
     def _logits(self, model: Any, rows: NDArray[Any]) -> Tensor:
         found = np.full((len(rows), self.num_outputs), -np.inf)  # a class may have no row
-        found[:, model[-1].classes_] = model.predict_log_proba(rows)
+        with np.errstate(divide="ignore"):  # a probability may be 0
+            found[:, model[-1].classes_] = model.predict_log_proba(rows)
         return torch.from_numpy(found)
 
     def _balanced(self, counts: NDArray[Any]) -> Tensor:
