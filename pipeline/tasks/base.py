@@ -114,6 +114,7 @@ class PerExample:
         scorers: each metric's name and function of targets and predictions.
         described: what the predictions file says of each example.
         means: metrics that are means of a number an example, [n] each.
+        order: of the metrics; by default scorers, then means.
     """
 
     targets: NDArray[Any] | None
@@ -121,6 +122,7 @@ class PerExample:
     scorers: Mapping[str, Any]
     described: Sequence[dict[str, Any]]
     means: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
     unit: str = "examples"
     digits: int = 3
 
@@ -134,7 +136,8 @@ class PerExample:
         rows: Any = slice(None) if units is None else units
         targets, predictions = self.targets[rows], self.predictions[rows]
         found = {name: float(score(targets, predictions)) for name, score in self.scorers.items()}
-        return found | {name: float(values[rows].mean()) for name, values in self.means.items()}
+        found |= {name: float(values[rows].mean()) for name, values in self.means.items()}
+        return {name: found[name] for name in self.order or found}
 
     def extras(self) -> dict[str, float]:
         """There are none."""

@@ -91,6 +91,7 @@ class Classification:
             targets=targets,
             predictions=predictions,
             scorers={name: CLASSIFICATION[name] for name in self.metrics if name not in TOP},
+            order=self.metrics,
             means={
                 name: _among(TOP[name], probabilities, targets)
                 for name in self.metrics

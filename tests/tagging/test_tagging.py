@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from seqeval.metrics import f1_score, precision_score, recall_score
-from seqeval.scheme import IOB2
 from taggedkit import settings
 from tiny import save_tiny
 
@@ -38,20 +36,15 @@ from unipt.words import Words, pooled_words, word_spans
 
 
 def test_entities_are_counted_as_seqeval_counts_them() -> None:
-    random, kinds = np.random.default_rng(0), ["O", "B-a", "I-a", "B-b", "I-b"]
-    wanted, given = [], []
-    for length in random.integers(1, 12, 200):
-        wanted.append(list(random.choice(kinds, length)))
-        flips = random.random(length) < 0.2
-        given.append(
-            [str(random.choice(kinds)) if f else t for f, t in zip(flips, wanted[-1], strict=True)]
-        )
-    counts = np.array([matches(a, b) for a, b in zip(wanted, given, strict=True)]).sum(0)
-    right, all_wanted, all_given = counts
-    strict = {"mode": "strict", "scheme": IOB2}
-    assert right / all_given == pytest.approx(precision_score(wanted, given, **strict))
-    assert right / all_wanted == pytest.approx(recall_score(wanted, given, **strict))
-    assert 2 * right / (all_wanted + all_given) == pytest.approx(f1_score(wanted, given, **strict))
+    golden = json.loads((Path(__file__).parents[1] / "golden/entities.json").read_text())
+    pairs = zip(golden["wanted"], golden["given"], strict=True)
+    counts = np.array([matches(wanted.split(), given.split()) for wanted, given in pairs])
+    for (right, wanted, given), (precision, recall) in zip(counts, golden["each"], strict=True):
+        assert (right / max(1, given), right / max(1, wanted)) == pytest.approx((precision, recall))
+    right, wanted, given = counts.sum(0)
+    assert right / given == pytest.approx(golden["precision"])
+    assert right / wanted == pytest.approx(golden["recall"])
+    assert 2 * right / (wanted + given) == pytest.approx(golden["f1"])
     assert entities(["I-a", "B-a", "I-a", "I-b", "B-b"]) == {("a", 1, 3), ("b", 4, 5)}
 
 
